@@ -1,0 +1,55 @@
+# Each target is a line or two of the real tools; the README prints them for systems without make.
+
+PYTHON ?= python3
+BUNDLE ?=
+PY := .venv/bin/python
+NODE_MODULES := electron_bridge/node_modules/.package-lock.json
+BRIDGE := electron_bridge/dist/.built
+DEMO := .work/demo-model
+
+.PHONY: install demo test check freeze lock clean
+
+install: .venv/.installed $(BRIDGE)
+
+# pip takes torch's CPU build where one can be had: "+cpu" sorts above the plain version.
+.venv/.installed: requirements/dev.txt
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0
+	$(PY) -m pip install --quiet --requirement requirements/dev.txt
+	touch $@
+
+$(NODE_MODULES): electron_bridge/package-lock.json
+	cd electron_bridge && npm ci --no-fund --no-audit
+	touch $@
+
+$(BRIDGE): $(NODE_MODULES) $(wildcard electron_bridge/src/*.ts)
+	cd electron_bridge && npm run --silent build
+	touch $@
+
+demo: install
+	$(PY) -m build demo --out $(DEMO)
+	node examples/demo.mjs $(DEMO)
+
+test: install
+	VISION_SIDECAR=$(if $(BUNDLE),$(abspath $(BUNDLE))/vision-sidecar) $(PY) -m pytest
+	cd electron_bridge && VISION_SIDECAR=$(if $(BUNDLE),$(abspath $(BUNDLE))/vision-sidecar) npm test --silent
+
+check: install
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports --no-cache
+	cd electron_bridge && npm run --silent check
+
+freeze: .venv/.installed
+	$(PYTHON) packaging/freeze.py
+
+# Versions for every system and Python at once. torch is left out: it has its own line above.
+lock:
+	mkdir -p .work && echo "torch; python_version < '0'" > .work/no-torch.txt
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --output-file requirements/runtime.txt
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --extra freeze --constraints requirements/runtime.txt --output-file requirements/freeze.txt
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --extra build --extra dev --override .work/no-torch.txt --constraints requirements/runtime.txt --output-file requirements/dev.txt
+
+clean:
+	rm -rf .work dist out electron_bridge/dist
