@@ -24,7 +24,7 @@ REBUILD = "Build the model directory again with `python -m build`, or copy it ag
 
 @dataclass(frozen=True, slots=True)
 class Normalisation:
-    """Pixels to `pixel_values`: resize with `resample`, times `rescale`, less `mean`, over `std`."""
+    """Bytes to `pixel_values`: resize with `resample`, times `rescale`, less `mean`, over `std`."""
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)

@@ -1,0 +1,166 @@
+"""From an input of any kind to the arrays that were asked for: preprocess, run, draw."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sidecar import heatmap, images, manifest
+from sidecar.errors import RequestUnsupported, TensorNotFinite, TensorShape
+from sidecar.heatmap import Heatmap
+from sidecar.images import PixelValues, Rgb
+from sidecar.manifest import Manifest
+from sidecar.session import OUTPUTS, Array, Run, Session
+
+HEATMAP_PNG = "heatmap_png"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageFile:
+    """The bytes of a PNG, JPEG or WebP file."""
+
+    data: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pixels:
+    """8-bit RGB of shape [height, width, 3], upright and opaque."""
+
+    rgb: Rgb
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensor:
+    """Normalised float32 of shape [n, 3, height, width], as the manifest says."""
+
+    pixel_values: PixelValues
+
+
+Input = ImageFile | Pixels | Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to encode, and what to return. `resolution` is (height, width); None: the default's."""
+
+    input: Input
+    resolution: tuple[int, int] | None = None
+    outputs: tuple[str, ...] = OUTPUTS
+    heatmap: Heatmap = field(default_factory=Heatmap)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """`arrays` in the order they were asked for; `heatmap_png` holds the bytes of a file."""
+
+    arrays: dict[str, Array | NDArray[np.uint8]]
+    resolution: tuple[int, int]
+    preprocess_ms: float
+    inference_ms: float
+
+
+class Encoder:
+    """A session and the manifest that says how to feed it."""
+
+    def __init__(self, session: Session, manifest: Manifest, max_pixels: int) -> None:
+        self.session = session
+        self.manifest = manifest
+        self.max_pixels = max_pixels
+
+    def encode(self, job: Job, run: Run | None = None) -> Encoding:
+        """Raises the errors of `images` and `session`, and TensorShape, TensorNotFinite,
+        RequestUnsupported.
+        """
+        run = run or Run()
+        begun = time.perf_counter()
+        pixel_values, over = self._preprocess(job)
+        ready = time.perf_counter()
+        arrays = self._infer(pixel_values, run)
+        done = time.perf_counter()
+        height, width = pixel_values.shape[2:]
+        if HEATMAP_PNG in job.outputs:
+            size = (height, width) if over is None else over.shape[:2]
+            png = heatmap.draw(arrays["attention_scores"][0], over, size, job.heatmap)
+            arrays[HEATMAP_PNG] = np.frombuffer(png, np.uint8)
+        return Encoding(
+            arrays={name: arrays[name] for name in job.outputs},
+            resolution=(height, width),
+            preprocess_ms=(ready - begun) * 1e3,
+            inference_ms=(done - ready) * 1e3,
+        )
+
+    def _preprocess(self, job: Job) -> tuple[PixelValues, Rgb | None]:
+        if isinstance(job.input, Tensor):
+            tensor = job.input.pixel_values
+            self._check_tensor(tensor, job.resolution)
+            if HEATMAP_PNG in job.outputs and len(tensor) > 1:
+                raise RequestUnsupported(
+                    f"heatmap_png is drawn for one image at a time; {len(tensor)} came."
+                )
+            return tensor, None
+        rgb = self._rgb(job.input)
+        side = self.manifest.default_resolution
+        height, width = self._check_resolution(job.resolution or (side, side))
+        pixel_values = images.to_pixel_values(rgb, height, width, self.manifest.normalisation)
+        return pixel_values, rgb
+
+    def _rgb(self, source: ImageFile | Pixels) -> Rgb:
+        if isinstance(source, ImageFile):
+            return images.decode(source.data, self.max_pixels)
+        rgb = source.rgb
+        if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
+            raise TensorShape(
+                f"expected rgb of shape [height, width, 3]; {_shape(rgb.shape)} came."
+            )
+        height, width = rgb.shape[:2]
+        images.check_size(width, height, self.max_pixels)
+        return rgb
+
+    def _infer(self, pixel_values: PixelValues, run: Run) -> dict[str, Array | NDArray[np.uint8]]:
+        # One image at a time: the 8-bit scales of an activation span the whole tensor, so images
+        # of a batch would change each other's results, and a batch would cost memory, not time.
+        runs = [self.session.run(pixel_values[i : i + 1], run) for i in range(len(pixel_values))]
+        if len(runs) == 1:
+            return dict(runs[0])
+        return {name: np.concatenate([arrays[name] for arrays in runs]) for name in OUTPUTS}
+
+    def _check_tensor(self, tensor: PixelValues, resolution: tuple[int, int] | None) -> None:
+        if tensor.ndim != 4 or tensor.shape[0] < 1 or tensor.shape[1] != 3:
+            raise TensorShape(
+                f"expected pixel_values of shape [n, 3, height, width], n at least 1; "
+                f"{_shape(tensor.shape)} came."
+            )
+        height, width = tensor.shape[2:]
+        self._check_resolution((height, width))
+        if resolution is not None and resolution != (height, width):
+            raise TensorShape(
+                f"pixel_values are {height} x {width} but params.resolution says "
+                f"{resolution[0]} x {resolution[1]}. Leave resolution out, or make them agree."
+            )
+        if not np.isfinite(tensor).all():
+            raise TensorNotFinite(
+                "pixel_values hold NaN or infinity. Check the preprocessing: pixels / 255, less "
+                "mean, over std."
+            )
+
+    def _check_resolution(self, resolution: tuple[int, int]) -> tuple[int, int]:
+        allowed = self.manifest.resolutions
+        if any(side not in allowed for side in resolution):
+            raise TensorShape(
+                f"height and width must each be one of {', '.join(map(str, allowed))} for this "
+                f"model; {resolution[0]} x {resolution[1]} came."
+            )
+        return resolution
+
+
+def load(model: Path, described: Manifest, threads: int, max_pixels: int) -> Encoder:
+    """Check the model directory, file by file, and load its graph. Raises ModelInvalid."""
+    manifest.check_files(described, model)
+    return Encoder(Session(model / described.graph, threads), described, max_pixels)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, shape))}]"

@@ -1,0 +1,28 @@
+"""Ends this process when its parent is gone: the parent holds our stdin, and end of file says so.
+
+A pipe tells of a parent's death by any cause, on every system, within milliseconds. Polling for a
+new parent id takes longer; Linux's parent-death signal fires when the thread that spawned us ends,
+which kills the sidecars of healthy apps.
+"""
+
+import os
+import threading
+from typing import BinaryIO
+
+ORPHANED = 0  # nobody is left to read an exit status
+
+
+def watch(stdin: BinaryIO) -> None:
+    """Exit, whatever the process is doing, at end of file. Import native modules before this:
+    on Windows a thread that reads a pipe can block the loading of a library (numpy#24290).
+    """
+    threading.Thread(target=_wait, args=(stdin.fileno(),), name="lifeline", daemon=True).start()
+
+
+def _wait(stdin: int) -> None:
+    try:
+        while os.read(stdin, 4096):  # whatever else the parent writes means nothing
+            pass
+    except OSError:
+        pass
+    os._exit(ORPHANED)  # no cleanup: a run in native code would hold it up

@@ -1,0 +1,322 @@
+"""Frames in, messages out: no sockets, no clocks, no model.
+
+A message is [header: msgpack map] [payload: raw bytes]*. The header is small and typed; pixels and
+floats stay outside it, so nothing large is ever copied. Twin of electron_bridge/src/protocol.ts;
+tests/golden holds both to the same bytes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, TypeGuard
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from sidecar.encoder import HEATMAP_PNG, ImageFile, Input, Job, Pixels, Tensor
+from sidecar.errors import (
+    ProtocolVersion,
+    RequestMalformed,
+    RequestTooLarge,
+    RequestUnsupported,
+    SidecarError,
+)
+from sidecar.heatmap import Heatmap
+from sidecar.session import OUTPUTS
+
+VERSION = 1
+MAX_HEADER = 64 * 1024  # bytes
+MAX_FRAMES = 8
+MAX_DEPTH = 8
+MAX_ID = 2**32 - 1
+
+DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
+
+_HEATMAP: Mapping[str, tuple[type, ...]] = {
+    "colormap": (str,),
+    "alpha": (int, float),
+    "threshold": (int, float),
+    "invert": (bool,),
+    "legend": (bool,),
+}
+
+Frame = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    id: int
+    op = "hello"
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    id: int
+    job: Job
+    bytes: int  # of all payloads
+    op = "encode"
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    id: int
+    target: int
+    op = "cancel"
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    id: int
+    op = "stats"
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    id: int
+    op = "shutdown"
+
+
+Request = Hello | Encode | Cancel | Stats | Shutdown
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A good reply: named arrays as payloads, and whatever else belongs into the header."""
+
+    id: int
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    id: int | None
+    error: SidecarError
+    duplicate_of: int | None = None
+
+
+Reply = Done | Failed
+
+
+class Unreadable(Exception):
+    """Not a request; `reply` is the answer that its sender is owed."""
+
+    def __init__(self, id: int | None, error: SidecarError) -> None:
+        super().__init__(str(error))
+        self.reply = Failed(id, error)
+
+
+def decode(frames: Sequence[Frame]) -> Request:
+    """Read one request. Raises Unreadable; anything else is our bug."""
+    header = _header(frames)
+    id = header.get("id")
+    if not _is_id(id):
+        raise Unreadable(None, RequestMalformed(f"expected an id from 0 to {MAX_ID}."))
+    try:
+        return _request(id, header, frames[1:])
+    except SidecarError as error:
+        raise Unreadable(id, error) from error
+
+
+def encode(reply: Reply) -> list[Frame]:
+    """Write one reply. The payloads are the arrays' own memory, not copies."""
+    if isinstance(reply, Failed):
+        error: dict[str, Any] = {
+            "code": reply.error.code,
+            "message": str(reply.error),
+            "retryable": reply.error.retryable,
+        }
+        if reply.duplicate_of is not None:
+            error["duplicate_of"] = reply.duplicate_of
+        return [msgpack.packb({"v": VERSION, "id": reply.id, "ok": False, "error": error})]
+    arrays = {name: np.ascontiguousarray(array) for name, array in reply.arrays.items()}
+    outputs = [
+        {"name": name, "datatype": DATATYPES[array.dtype], "shape": list(array.shape)}
+        for name, array in arrays.items()
+    ]
+    header = {"v": VERSION, "id": reply.id, "ok": True, "outputs": outputs, **reply.fields}
+    return [
+        msgpack.packb(header),
+        *(array.reshape(-1).view("u1").data for array in arrays.values()),
+    ]
+
+
+def _header(frames: Sequence[Frame]) -> dict[str, Any]:
+    if not 1 <= len(frames) <= MAX_FRAMES:
+        raise Unreadable(
+            None, RequestMalformed(f"expected 1 to {MAX_FRAMES} frames; {len(frames)} came.")
+        )
+    if len(frames[0]) > MAX_HEADER:
+        raise Unreadable(
+            None,
+            RequestTooLarge(
+                f"the header has {len(frames[0])} bytes; {MAX_HEADER} are allowed. "
+                "Arrays belong into frames of their own."
+            ),
+        )
+    try:
+        header = msgpack.unpackb(frames[0], ext_hook=_refuse_extension)
+    except Exception as error:  # msgpack raises some ten types on hostile bytes
+        raise Unreadable(None, RequestMalformed("the header is not plain msgpack.")) from error
+    if not isinstance(header, dict) or not _is_plain(header, MAX_DEPTH):
+        raise Unreadable(
+            None,
+            RequestMalformed(
+                f"expected a header that is a map with text keys, at most {MAX_DEPTH} levels deep."
+            ),
+        )
+    return header
+
+
+def _request(id: int, header: Mapping[str, Any], payloads: Sequence[Frame]) -> Request:
+    version = header.get("v")
+    if version != VERSION or isinstance(version, bool):
+        raise ProtocolVersion(
+            f"the message has protocol version {_short(version)}; this sidecar speaks {VERSION}."
+        )
+    params = header.get("params", {})
+    if not isinstance(params, dict):
+        raise RequestMalformed("params must be a map.")
+    inputs = _inputs(header.get("inputs", []), payloads)
+    op = header.get("op")
+    if op == "encode":
+        return Encode(id, _job(inputs, params), sum(len(payload) for payload in payloads))
+    if inputs:
+        raise RequestMalformed(f"the op {_short(op)} takes no inputs; {len(inputs)} came.")
+    match op:
+        case "hello":
+            return Hello(id)
+        case "cancel":
+            target = params.get("target")
+            if not _is_id(target):
+                raise RequestMalformed(f"params.target must be an id from 0 to {MAX_ID}.")
+            return Cancel(id, target)
+        case "stats":
+            return Stats(id)
+        case "shutdown":
+            return Shutdown(id)
+    raise RequestUnsupported(
+        f"the op {_short(op)} is unknown; this sidecar knows hello, encode, cancel, stats and "
+        "shutdown."
+    )
+
+
+def _inputs(declared: Any, payloads: Sequence[Frame]) -> dict[str, NDArray[Any]]:
+    if not isinstance(declared, list) or len(declared) != len(payloads):
+        raise RequestMalformed("inputs must be a list with one entry for each payload.")
+    arrays: dict[str, NDArray[Any]] = {}
+    for entry, payload in zip(declared, payloads, strict=True):
+        match entry:
+            case {"name": str(name), "datatype": str(datatype), "shape": list(shape)}:
+                arrays[name] = _array(name, datatype, shape, payload)
+            case _:
+                raise RequestMalformed("each input needs name, datatype and shape.")
+    if len(arrays) != len(payloads):
+        raise RequestMalformed("two inputs have the same name.")
+    return arrays
+
+
+def _array(name: str, datatype: str, shape: list[Any], payload: Frame) -> NDArray[Any]:
+    dtype = DTYPES.get(datatype)
+    if dtype is None:
+        raise RequestMalformed(
+            f"datatype must be one of {', '.join(DTYPES)}; {_short(datatype)} came."
+        )
+    if len(shape) > MAX_DEPTH or not all(_is_id(side) for side in shape):
+        raise RequestMalformed(
+            f"the shape of {_short(name)} must be a short list of whole numbers."
+        )
+    expected = prod(shape) * dtype.itemsize
+    if len(payload) != expected:
+        raise RequestMalformed(
+            f"{_short(name)} declares {datatype} {shape}, which is {expected} bytes; "
+            f"its payload has {len(payload)}."
+        )
+    array = np.frombuffer(payload, dtype).reshape(shape)
+    return np.require(array, requirements="A")  # a frame may begin at any byte
+
+
+def _job(inputs: Mapping[str, NDArray[Any]], params: Mapping[str, Any]) -> Job:
+    return Job(
+        input=_input(inputs),
+        resolution=_resolution(params.get("resolution")),
+        outputs=_outputs(params.get("outputs")),
+        heatmap=_heatmap(params.get("heatmap")),
+    )
+
+
+def _input(inputs: Mapping[str, NDArray[Any]]) -> Input:
+    match list(inputs.items()):
+        case [("pixel_values", array)] if array.dtype == DTYPES["FP32"]:
+            return Tensor(array)
+        case [("rgb", array)] if array.dtype == DTYPES["UINT8"]:
+            return Pixels(array)
+        case [("image", array)] if array.dtype == DTYPES["UINT8"]:
+            return ImageFile(array.tobytes())
+    raise RequestMalformed(
+        "encode takes exactly one input: pixel_values (FP32), rgb (UINT8) or image (UINT8)."
+    )
+
+
+def _resolution(value: Any) -> tuple[int, int] | None:
+    match value:
+        case None:
+            return None
+        case int() if _is_id(value):
+            return value, value
+        case [height, width] if _is_id(height) and _is_id(width):
+            return height, width
+    raise RequestMalformed("resolution must be a side length in pixels, or [height, width].")
+
+
+def _outputs(value: Any) -> tuple[str, ...]:
+    known = (*OUTPUTS, HEATMAP_PNG)
+    if value is None:
+        return OUTPUTS
+    if not isinstance(value, list) or not value:
+        raise RequestMalformed(f"outputs must be a list of names from {', '.join(known)}.")
+    for name in value:
+        if name not in known:
+            raise RequestUnsupported(
+                f"the output {_short(name)} is unknown; this sidecar knows {', '.join(known)}."
+            )
+    return tuple(dict.fromkeys(value))
+
+
+def _heatmap(value: Any) -> Heatmap:
+    if value is None:
+        return Heatmap()
+    if not isinstance(value, dict):
+        raise RequestMalformed("heatmap must be a map.")
+    given = {name: value[name] for name in _HEATMAP if value.get(name) is not None}
+    for name, item in given.items():
+        if type(item) not in _HEATMAP[name]:  # a bool is no number here, though Python says so
+            raise RequestMalformed(f"heatmap.{name} has the wrong type.")
+    return Heatmap(**given)
+
+
+def _is_id(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether maps have text keys only, and nothing is nested deeper than `depth`."""
+    if isinstance(value, dict):
+        return depth > 0 and all(
+            isinstance(key, str) and _is_plain(item, depth - 1) for key, item in value.items()
+        )
+    if isinstance(value, list):
+        return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
+    return value is None or isinstance(value, bool | int | float | str | bytes)
+
+
+def _refuse_extension(_code: int, _data: bytes) -> Any:
+    raise ValueError("extension types have no place in a header")
+
+
+def _short(value: object) -> str:
+    """What a stranger sent, safe to repeat in a message."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"

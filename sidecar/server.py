@@ -1,0 +1,179 @@
+"""The ROUTER loop: frames between the service and the one client whose key was pinned.
+
+Every peer must speak CURVE; our ZAP handler (ZeroMQ RFC 27) then lets in that one client key. The
+socket lives in one thread; replies from others reach it through a queue and a wake-up.
+"""
+
+import hmac
+import logging
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import zmq
+from zmq.utils import z85
+
+from sidecar.protocol import Frame
+from sidecar.service import Client, Service
+from sidecar.settings import Limits
+
+log = logging.getLogger(__name__)
+
+LINGER_MS = 1000
+HANDSHAKE_MS = 2000
+QUEUED_REPLIES = 4  # that ZeroMQ holds for one peer; beyond these they wait in our outbox
+OUTBOX_BYTES = 64 * 2**20  # of replies that one peer does not fetch; beyond these it loses replies
+RETRY_MS = 20
+
+
+class Server:
+    """Bound from the start; `endpoint` and `public_key` are for the handshake's answer.
+
+    `client_key` is the client's public key, 32 bytes.
+    """
+
+    def __init__(self, client_key: bytes, limits: Limits) -> None:
+        public, secret = zmq.curve_keypair()
+        self.public_key = public.decode()
+        self._client_key = client_key
+        self._context = zmq.Context()
+        self._zap = self._context.socket(zmq.REP)
+        self._zap.bind("inproc://zeromq.zap.01")  # before the ROUTER: it must never run unguarded
+        self._wake_in = self._context.socket(zmq.PAIR)
+        self._wake_in.bind("inproc://wake")
+        self._wake_out = self._context.socket(zmq.PAIR)
+        self._wake_out.connect("inproc://wake")
+        self._wake_lock = threading.Lock()
+        self._outgoing: deque[tuple[Client, list[Frame]]] = deque()
+        self._outboxes: dict[bytes, deque[list[Frame]]] = {}
+        self._stopping = False
+
+        router = self._context.socket(zmq.ROUTER)
+        router.curve_server = True
+        router.curve_publickey = public
+        router.curve_secretkey = secret
+        router.zap_domain = b"sidecar"
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        router.setsockopt(zmq.MAXMSGSIZE, limits.max_frame_bytes)
+        router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        router.setsockopt(zmq.SNDHWM, QUEUED_REPLIES)
+        router.setsockopt(zmq.RCVHWM, QUEUED_REPLIES)
+        router.setsockopt(zmq.LINGER, LINGER_MS)
+        port = router.bind_to_random_port("tcp://127.0.0.1")
+        self.endpoint = f"tcp://127.0.0.1:{port}"
+        self._router = router
+
+    def deliver(self, client: Client, frames: list[Frame]) -> None:
+        """Queue a reply; from any thread."""
+        self._outgoing.append((client, frames))
+        self._wake()
+
+    def start(self, service: Service, on_stopped: Callable[[], None]) -> None:
+        """Serve in a thread of its own until `stop`, then flush and call `on_stopped`."""
+
+        def serve() -> None:
+            try:
+                self._serve(service)
+            except Exception:
+                log.exception("the server failed")
+            finally:
+                on_stopped()
+
+        threading.Thread(target=serve, name="zmq", daemon=True).start()
+
+    def stop(self) -> None:
+        """Send what is queued, within the linger time, and end; from any thread."""
+        self._stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._wake_lock:
+            try:
+                self._wake_out.send(b"", zmq.NOBLOCK)
+            except zmq.Again:
+                pass  # a thousand wake-ups wait already
+            except zmq.ZMQError:
+                pass  # closed: nothing is sent any more
+
+    def _serve(self, service: Service) -> None:
+        poller = zmq.Poller()
+        for socket in (self._router, self._zap, self._wake_in):
+            poller.register(socket, zmq.POLLIN)
+        while not self._stopping:
+            ready = dict(poller.poll(RETRY_MS if self._outboxes else None))
+            if self._zap in ready:
+                self._authenticate()
+            if self._wake_in in ready:
+                self._wake_in.recv()
+            if self._router in ready:
+                identity, *frames = self._router.recv_multipart(copy=False)
+                service.handle(identity.bytes, [frame.buffer for frame in frames])
+            self._send_all()
+        end = time.monotonic() + LINGER_MS / 1e3
+        self._send_all()
+        while self._outboxes and time.monotonic() < end:
+            time.sleep(RETRY_MS / 1e3)
+            self._send_all()
+        with self._wake_lock:
+            self._context.destroy(LINGER_MS)
+
+    def _authenticate(self) -> None:
+        version, request_id, _domain, _address, _identity, mechanism, *credentials = (
+            self._zap.recv_multipart()
+        )
+        known = (
+            mechanism == b"CURVE"
+            and len(credentials) == 1
+            and hmac.compare_digest(credentials[0], self._client_key)
+        )
+        if not known:
+            log.warning("a peer with another key was turned away")
+        status = (b"200", b"OK") if known else (b"400", b"this key is not the client's")
+        self._zap.send_multipart([version, request_id, *status, b"", b""])
+
+    def _send_all(self) -> None:
+        while self._outgoing:
+            client, frames = self._outgoing.popleft()
+            assert isinstance(client, bytes)
+            outbox = self._outboxes.setdefault(client, deque())
+            if sum(_size(waiting) for waiting in outbox) + _size(frames) > OUTBOX_BYTES:
+                log.warning("a peer does not fetch its replies; one was dropped")
+            else:
+                outbox.append(frames)
+        for client in list(self._outboxes):
+            if self._flush(client):
+                del self._outboxes[client]
+
+    def _flush(self, client: bytes) -> bool:
+        """Send what this peer takes; whether nothing is left for it."""
+        outbox = self._outboxes[client]
+        while outbox:
+            try:
+                self._router.send_multipart([client, *outbox[0]], zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return False
+            except zmq.ZMQError as error:
+                if error.errno != zmq.EHOSTUNREACH:
+                    raise
+                return True  # it has gone, and its replies with it
+            outbox.popleft()
+        return True
+
+
+def _size(frames: list[Frame]) -> int:
+    return sum(len(frame) for frame in frames)
+
+
+def client_key(text: str) -> bytes:
+    """The 32 bytes of a Z85 public key. Raises ValueError."""
+    if len(text) != 40 or not text.isascii():
+        raise ValueError("a Z85 key has 40 characters")
+    try:
+        key = z85.decode(text)
+    except (KeyError, struct.error) as error:  # a character or a group outside of Z85
+        raise ValueError("not Z85") from error
+    if len(key) != 32:
+        raise ValueError("not 32 bytes")
+    return bytes(key)

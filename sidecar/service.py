@@ -1,0 +1,297 @@
+"""The bounded queue and its one worker. The only place where an exception becomes a reply.
+
+Transports hand in frames with a name for their sender, and get replies back through `deliver`; a
+reply may come from any thread. The service knows no sockets.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sidecar import __version__, protocol
+from sidecar.encoder import Encoder, Encoding
+from sidecar.errors import (
+    Busy,
+    Internal,
+    ModelLoading,
+    RequestCancelled,
+    RequestDuplicateId,
+    SidecarError,
+)
+from sidecar.manifest import Manifest
+from sidecar.metrics import Metrics
+from sidecar.protocol import (
+    Cancel,
+    Done,
+    Encode,
+    Failed,
+    Frame,
+    Hello,
+    Reply,
+    Shutdown,
+    Stats,
+    Unreadable,
+)
+from sidecar.session import VERSIONS, Run
+from sidecar.settings import Limits
+
+log = logging.getLogger(__name__)
+
+BUG = "a bug in the sidecar; its log says where."
+
+Client = Hashable
+Deliver = Callable[[Client, list[Frame]], None]
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """An accepted `encode` request, until it is answered."""
+
+    client: Client
+    request: Encode
+    accepted: float = field(default_factory=time.perf_counter)
+    run: Run = field(default_factory=Run)
+
+
+class Service:
+    """Starts `loading`; `load` runs on the worker's thread and makes it `ready`.
+
+    Every request gets exactly one reply. One is owed as long as its key is in `_open`: whoever
+    takes it out, under the lock, answers.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        load: Callable[[], Encoder],
+        limits: Limits,
+        deliver: Deliver,
+        on_ready: Callable[[], None],
+        on_finished: Callable[[SidecarError | None], None],
+    ) -> None:
+        self.manifest = manifest
+        self.limits = limits
+        self._load = load
+        self._deliver = deliver
+        self._on_ready = on_ready
+        self._on_finished = (
+            on_finished  # all is answered and no more will be, or why nothing can be
+        )
+        self._changed = threading.Condition()
+        self._queue: deque[Task] = deque()
+        self._open: dict[tuple[Client, int], Task] = {}
+        self._bytes = 0  # of the payloads in the queue or being worked on
+        self._ending = False  # no new work
+        self._draining = False  # no new work, but what was accepted is still done
+        self._encoder: Encoder | None = None
+        self._metrics = Metrics()
+        self._worker = threading.Thread(target=self._work, name="model", daemon=True)
+
+    @property
+    def state(self) -> str:
+        return "loading" if self._encoder is None else "ready"
+
+    def start(self) -> None:
+        self._worker.start()
+
+    def handle(self, client: Client, frames: Sequence[Frame]) -> None:
+        """Take one message. Returns soon: what takes long is done by the worker."""
+        try:
+            request = protocol.decode(frames)
+        except Unreadable as unreadable:
+            self._answer(client, "unreadable", unreadable.reply)
+            return
+        except Exception:
+            log.exception("a message could not be read")
+            self.refuse(client, Internal(BUG))
+            return
+        if (client, request.id) in self._open:
+            error = RequestDuplicateId(
+                f"the id {request.id} is still in flight. Give every request an id of its own."
+            )
+            self._answer(client, request.op, Failed(None, error, duplicate_of=request.id))
+            return
+        match request:
+            case Hello():
+                self._answer(client, request.op, Done(request.id, fields=self._hello()))
+            case Stats():
+                self._answer(client, request.op, Done(request.id, fields=self._stats()))
+            case Cancel():
+                cancelled = self._cancel(client, request.target)
+                self._answer(client, request.op, Done(request.id, fields={"cancelled": cancelled}))
+            case Shutdown():
+                self.end()
+                self._answer(client, request.op, Done(request.id))
+            case Encode():
+                try:
+                    self._accept(Task(client, request))
+                except SidecarError as error:
+                    self._answer(client, request.op, Failed(request.id, error))
+
+    def refuse(self, client: Client, error: SidecarError) -> None:
+        """Answer what a transport could not take in as a message."""
+        self._answer(client, "unreadable", Failed(None, error))
+
+    def end(self) -> None:
+        """Take no new work, cancel all that is pending, and finish."""
+        with self._changed:
+            self._ending = True
+            keys = list(self._open)
+            self._changed.notify_all()
+        for client, id in keys:
+            self._cancel(client, id)
+
+    def drain(self) -> None:
+        """Take no new work, do all that was accepted, and finish."""
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+
+    def _accept(self, task: Task) -> None:
+        with self._changed:
+            if self._ending or self._draining:
+                raise RequestCancelled("the sidecar is shutting down.")
+            if self._encoder is None:
+                raise ModelLoading("the model is loading. Wait for the ready event, or try again.")
+            if (
+                len(self._open) >= self.limits.max_queue
+                or self._bytes + task.request.bytes > self.limits.max_queue_bytes
+            ):
+                raise Busy(
+                    f"{len(self._open)} requests with {self._bytes} bytes are waiting, and no more "
+                    f"than {self.limits.max_queue} with {self.limits.max_queue_bytes} may. "
+                    "Try again when one has been answered."
+                )
+            self._open[task.client, task.request.id] = task
+            self._bytes += task.request.bytes
+            self._queue.append(task)
+            self._changed.notify_all()
+
+    def _cancel(self, client: Client, id: int) -> bool:
+        task = self._close(client, id)
+        if task is None:
+            return False
+        task.run.terminate()
+        with self._changed:
+            if task in self._queue:
+                self._queue.remove(task)
+                self._bytes -= task.request.bytes
+        error = RequestCancelled("the request was cancelled.")
+        self._answer(client, task.request.op, Failed(id, error))
+        return True
+
+    def _close(self, client: Client, id: int) -> Task | None:
+        with self._changed:
+            return self._open.pop((client, id), None)
+
+    def _work(self) -> None:
+        try:
+            encoder = self._load()
+        except SidecarError as error:
+            self._on_finished(error)
+            return
+        except Exception:
+            log.exception("the model could not be loaded")
+            self._on_finished(Internal(BUG))
+            return
+        with self._changed:
+            self._encoder = encoder
+            if not self._ending:
+                self._on_ready()
+        while (task := self._next()) is not None:
+            self._perform(encoder, task)
+        self._on_finished(None)
+
+    def _next(self) -> Task | None:
+        with self._changed:
+            while not self._queue:
+                if self._ending or self._draining:
+                    return None
+                self._changed.wait()
+            return self._queue.popleft()
+
+    def _perform(self, encoder: Encoder, task: Task) -> None:
+        begun = time.perf_counter()
+        reply: Reply
+        timing: dict[str, float] = {}
+        try:
+            encoding = encoder.encode(task.request.job, task.run)
+            timing = {
+                "queue_ms": (begun - task.accepted) * 1e3,
+                "preprocess_ms": encoding.preprocess_ms,
+                "inference_ms": encoding.inference_ms,
+            }
+            reply = _done(task.request.id, encoding, self.manifest.digest, timing)
+        except SidecarError as error:
+            reply = Failed(task.request.id, error)
+        except Exception:
+            log.exception("a request failed", extra={"request": task.request.id})
+            reply = Failed(task.request.id, Internal(BUG))
+        with self._changed:
+            self._bytes -= task.request.bytes
+            if timing:
+                timing["total_ms"] = (time.perf_counter() - task.accepted) * 1e3
+                self._metrics.time(encoding.resolution, timing)
+        if self._close(task.client, task.request.id) is not None:
+            self._answer(task.client, task.request.op, reply, timing)
+
+    def _answer(
+        self, client: Client, op: str, reply: Reply, timing: dict[str, float] | None = None
+    ) -> None:
+        code = reply.error.code if isinstance(reply, Failed) else "ok"
+        with self._changed:
+            self._metrics.count(op, code)
+        self._deliver(client, protocol.encode(reply))
+        rounded = {name: round(value, 1) for name, value in (timing or {}).items()}
+        log.info("answered", extra={"request": reply.id, "op": op, "code": code, **rounded})
+
+    def _hello(self) -> dict[str, Any]:
+        return {
+            "protocol": [protocol.VERSION, protocol.VERSION],
+            "sidecar": __version__,
+            "state": self.state,
+            "model": self.manifest.digest,
+            "model_id": self.manifest.model_id,
+            "model_revision": self.manifest.revision,
+            "recipe": self.manifest.recipe,
+            "resolutions": list(self.manifest.resolutions),
+            "default_resolution": self.manifest.default_resolution,
+            "text_hidden": self.manifest.text_hidden,
+            "limits": {
+                "max_pixels": self.limits.max_pixels,
+                "max_frame_bytes": self.limits.max_frame_bytes,
+                "max_frames": protocol.MAX_FRAMES,
+                "max_header_bytes": protocol.MAX_HEADER,
+                "max_queue": self.limits.max_queue,
+                "max_queue_bytes": self.limits.max_queue_bytes,
+            },
+        }
+
+    def _stats(self) -> dict[str, Any]:
+        with self._changed:
+            return {
+                "state": self.state,
+                "sidecar": __version__,
+                "model": self.manifest.digest,
+                "model_id": self.manifest.model_id,
+                "model_revision": self.manifest.revision,
+                "versions": VERSIONS,
+                "queue": {"requests": len(self._open), "bytes": self._bytes},
+                **self._metrics.report(),
+            }
+
+
+def _done(id: int, encoding: Encoding, digest: str, timing: dict[str, float]) -> Done:
+    return Done(
+        id,
+        arrays=encoding.arrays,
+        fields={
+            "model": digest,
+            "resolution": list(encoding.resolution),
+            "timing": {name: round(value, 3) for name, value in timing.items()},
+        },
+    )

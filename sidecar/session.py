@@ -1,0 +1,105 @@
+"""The loaded graph: an array in, arrays out, and an end to a run from another thread.
+
+The only file that imports onnxruntime, hence the seam where another engine would go in.
+"""
+
+import base64
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sidecar.errors import ModelInvalid, RequestCancelled
+
+# onnxruntime sends telemetry by default; only this variable, set before the import, stops it all.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime
+
+if os.name == "nt":
+    onnxruntime.disable_telemetry_events()
+onnxruntime.set_default_logger_severity(4)  # errors reach us as exceptions
+
+VERSIONS = {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
+
+OUTPUTS = ("projected_embeddings", "attention_scores", "pooled_embedding")
+
+Array = NDArray[np.float32]
+
+
+class Run:
+    """One run of a session, which any thread may end."""
+
+    def __init__(self) -> None:
+        self.options = onnxruntime.RunOptions()
+        # Hundreds of megabytes of scratch memory go back to the system after each image.
+        self.options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    def terminate(self) -> None:
+        """End the run between two nodes; its `Session.run` raises RequestCancelled."""
+        self.options.terminate = True
+
+
+class Session:
+    """An ONNX graph with the inputs and outputs of a vision encoder.
+
+    Raises ModelInvalid if onnxruntime refuses the file. `threads` 0 means one per physical core.
+    """
+
+    def __init__(self, graph: Path, threads: int = 0) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if saturates():
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(graph), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exceptions share no base below Exception
+            raise ModelInvalid(
+                f"onnxruntime {onnxruntime.__version__} cannot load {graph.name}. Use the sidecar "
+                "and the model directory that were released together."
+            ) from error
+        names = tuple(output.name for output in self._session.get_outputs())
+        if names != OUTPUTS:
+            raise ModelInvalid(
+                f"{graph.name} has the outputs {', '.join(names)}; expected {', '.join(OUTPUTS)}."
+            )
+
+    def run(self, pixel_values: Array, run: Run | None = None) -> dict[str, Array]:
+        """Run [n, 3, height, width]; the three outputs by name. Raises RequestCancelled."""
+        run = run or Run()
+        if run.options.terminate:
+            raise RequestCancelled("the request was cancelled.")
+        try:
+            arrays = self._session.run(OUTPUTS, {"pixel_values": pixel_values}, run.options)
+        except Exception as error:
+            if run.options.terminate:
+                raise RequestCancelled("the request was cancelled.") from error
+            raise
+        return dict(zip(OUTPUTS, arrays, strict=True))
+
+
+# MatMulInteger of A (uint8 [1, 64]) with B (int8 [64, 1]), opset 18, as a serialised ModelProto.
+_PROBE = base64.b64decode(
+    "CAgSADpgChgKAUEKAUISAVkiDU1hdE11bEludGVnZXISBXByb2JlWhMKAUESDgoMCAISCAoCCAEKAghAWhMKAUIS"
+    "DgoMCAMSCAoCCEAKAggBYhMKAVkSDgoMCAYSCAoCCAEKAggBQgQKABAS"
+)
+
+
+@cache
+def saturates() -> bool:
+    """Whether this CPU's product of uint8 with int8 overflows 16 bits on the way, as on plain AVX2.
+
+    CPUs with VNNI add up in 32 bits. The others need `session.x64quantprecision`, which would slow
+    down those with VNNI by a third, so the machine itself is asked.
+    """
+    session = onnxruntime.InferenceSession(_PROBE, providers=["CPUExecutionProvider"])
+    a = np.full((1, 64), 255, np.uint8)
+    b = np.full((64, 1), 127, np.int8)
+    [[product]] = session.run(None, {"A": a, "B": b})[0]
+    return bool(product != 255 * 127 * 64)

@@ -1,0 +1,89 @@
+"""What the command line said, as values. The only file that reads argv."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sidecar import __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what one client may ask of us; `hello` tells them."""
+
+    max_pixels: int = 64_000_000  # of one image, before decoding
+    max_frame_bytes: int = 192 * 2**20  # the largest such image as raw RGB
+    max_queue: int = 32  # encode requests waiting or running
+    max_queue_bytes: int = 384 * 2**20  # of their payloads
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    command: str  # serve, stdio, encode or verify
+    model: Path
+    threads: int  # 0: one per physical core
+    kernels: str  # auto or off
+    limits: Limits
+    images: tuple[Path, ...] = ()
+    out: Path = Path()
+    resolution: int | None = None
+
+
+def parse(argv: Sequence[str]) -> Settings:
+    """Exits with argparse's own message and code 2 where argv is not a command of ours."""
+    parser = argparse.ArgumentParser(
+        prog="vision-sidecar",
+        description="Encodes images with a vision model, on this machine only.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="answer the app that started this process (ZeroMQ)")
+    stdio = commands.add_parser("stdio", help="answer messages from standard input")
+    encode = commands.add_parser("encode", help="encode image files, then exit")
+    verify = commands.add_parser("verify", help="check a model directory, then exit")
+
+    default = Limits()
+    for command in (serve, stdio, encode, verify):
+        command.add_argument("--model", type=Path, required=True, metavar="DIR")
+        command.add_argument(
+            "--threads", type=_natural, default=0, help="default: one per physical core"
+        )
+        command.add_argument(
+            "--kernels",
+            choices=("auto", "off"),
+            default="auto",
+            help="off: onnxruntime's own operators only",
+        )
+        command.add_argument("--max-pixels", type=_natural, default=default.max_pixels, metavar="N")
+    for command in (serve, stdio):
+        command.add_argument("--max-queue", type=_natural, default=default.max_queue, metavar="N")
+        command.add_argument(
+            "--max-queue-bytes", type=_natural, default=default.max_queue_bytes, metavar="N"
+        )
+    encode.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    encode.add_argument("--out", type=Path, required=True, metavar="DIR")
+    encode.add_argument("--resolution", type=_natural, default=None, metavar="PIXELS")
+
+    found = parser.parse_args(argv)
+    return Settings(
+        command=found.command,
+        model=found.model,
+        threads=found.threads,
+        kernels=found.kernels,
+        limits=Limits(
+            max_pixels=found.max_pixels,
+            max_queue=getattr(found, "max_queue", default.max_queue),
+            max_queue_bytes=getattr(found, "max_queue_bytes", default.max_queue_bytes),
+        ),
+        images=tuple(getattr(found, "images", ())),
+        out=getattr(found, "out", Path()),
+        resolution=getattr(found, "resolution", None),
+    )
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
