@@ -38,7 +38,7 @@ def environment() -> Path:
         return python
     shutil.rmtree(VENV, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "-qq", "install"]
     locked = ["--require-hashes", "--only-binary", ":all:", "--requirement", str(LOCK)]
     subprocess.run(pip + locked, check=True)
     stamp.write_text(wanted)
