@@ -44,7 +44,9 @@ def blobs(bundle: Path) -> Iterator[tuple[str, bytes]]:
         yield path.relative_to(bundle).as_posix(), path.read_bytes()
         if zipfile.is_zipfile(path) and path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
-                yield from ((f"{path.name}/{name}", archive.read(name)) for name in archive.namelist())
+                yield from (
+                    (f"{path.name}/{name}", archive.read(name)) for name in archive.namelist()
+                )
     scripts = CArchiveReader(str(executable(bundle)))
     yield from ((f"script {name}", scripts.extract(name)) for name in scripts.toc)
     yield from ((f"module {name}", code) for name, code in modules(bundle).items())
@@ -53,7 +55,12 @@ def blobs(bundle: Path) -> Iterator[tuple[str, bytes]]:
 def machine_paths() -> list[str]:
     """Places on this machine that no other machine should learn of: the longest first."""
     built = (sysconfig.get_config_var(name) for name in ("abs_srcdir", "abs_builddir"))
-    places = {str(ROOT), str(Path.home()), sys.base_prefix, *(str(place) for place in built if place)}
+    places = {
+        str(ROOT),
+        str(Path.home()),
+        sys.base_prefix,
+        *(str(place) for place in built if place),
+    }
     return sorted(places - COMMON_PREFIXES - {"/"}, key=lambda place: (-len(place), place))
 
 

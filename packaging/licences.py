@@ -20,7 +20,9 @@ from contents import files, modules
 
 NAME = "THIRD_PARTY_LICENSES.txt"
 RULE = "=" * 78
-LICENCE_FILE = re.compile(r"(^|/)(licen[cs]e|copying|notice|thirdpartynotices)[^/]*$", re.IGNORECASE)
+LICENCE_FILE = re.compile(
+    r"(^|/)(licen[cs]e|copying|notice|thirdpartynotices)[^/]*$", re.IGNORECASE
+)
 
 
 class Part(NamedTuple):
@@ -53,7 +55,8 @@ def part(dist: metadata.Distribution) -> Part:
     if not texts:
         raise NoLicence(f"{title} carries no licence text; add it by hand before shipping.")
     # A licence expression where the package gives one, else the old field's first line.
-    terms = dist.metadata.get("License-Expression") or dist.metadata.get("License") or "see below"
+    fields = dist.metadata.json
+    terms = str(fields.get("license_expression") or fields.get("license") or "see below")
     return Part(title, terms.splitlines()[0], list(texts))
 
 

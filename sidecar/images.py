@@ -7,12 +7,16 @@ from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, MpoImagePlugin, WebPImagePlugin
 
 from sidecar.errors import ImageTooLarge, ImageUnreadable, SidecarError
 from sidecar.manifest import Normalisation
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+
+# Pillow would load its decoders at the first image; by then an update may have replaced our files.
+Image.preinit()  # PNG, JPEG and a few more
+DECODERS = (MpoImagePlugin, WebPImagePlugin)  # JPEG with several images, and WebP
 
 Image.MAX_IMAGE_PIXELS = None  # `decode` applies a stricter bound, as an error, before any pixel
 

@@ -1,0 +1,207 @@
+"""The frozen program is the module over again, on machines that have less than this one.
+
+Run with VISION_SIDECAR naming the program, as `make test BUNDLE=dist/vision-sidecar` does; the
+whole behavioural suite runs against it then, and this file adds what only a bundle can get wrong.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import msgpack
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import stand_in
+
+ROOT = Path(__file__).resolve().parents[1]
+FREEZE_PYTHON = ROOT / ".work" / "freeze-venv" / "bin" / "python"
+PAGE = ROOT / "examples" / "ecg.png"
+PROGRAM = os.environ.get("VISION_SIDECAR")
+NOBODY = 65534
+
+pytestmark = pytest.mark.skipif(not PROGRAM, reason="VISION_SIDECAR names no frozen program")
+posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions and renames")
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    assert PROGRAM is not None
+    return Path(PROGRAM).resolve()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return stand_in.make(tmp_path / "model")
+
+
+@pytest.fixture
+def installed(program: Path) -> Iterator[Path]:
+    """The app folder as an installer leaves it: awkwardly named, and nobody's to write to."""
+    with tempfile.TemporaryDirectory() as above:
+        app = Path(above) / "Herz & Röntgen 心電図"
+        shutil.copytree(program.parent, app / "vision-sidecar", symlinks=True)
+        stand_in.make(app / "vision-model")
+        shutil.copy(PAGE, app / "page.png")
+        folders = [Path(above), *(path for path in Path(above).rglob("*") if path.is_dir())]
+        files = [path for path in app.rglob("*") if path.is_file() and not path.is_symlink()]
+        for path in [*files, *folders]:
+            path.chmod(0o555 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o444)
+        yield app
+        for folder in folders:
+            folder.chmod(0o755)
+
+
+def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+        **options,
+    )
+
+
+def test_it_holds_nothing_of_the_build_and_no_path_of_this_machine(program: Path) -> None:
+    if not FREEZE_PYTHON.exists():
+        pytest.skip("the bundle was frozen elsewhere")
+    checked = run(FREEZE_PYTHON, ROOT / "packaging" / "contents.py", program.parent)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_no_file_in_it_is_named_for_torch(program: Path) -> None:
+    names = [path.name.lower() for path in program.parent.rglob("*")]
+    assert len(names) > 50
+    assert [name for name in names if "torch" in name or "transformers" in name] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["Python", "pyinstaller", "numpy", "onnxruntime", "pillow", "pyzmq"]
+)
+def test_it_carries_the_terms_of(name: str, program: Path) -> None:
+    terms = (program.parent / "THIRD_PARTY_LICENSES.txt").read_text("utf-8")
+    contents = terms[: terms.index("=====")]
+    assert f"- {name} " in contents
+
+
+def test_it_encodes_a_page_exactly_as_the_module_does(
+    program: Path, model: Path, tmp_path: Path
+) -> None:
+    for out, command in {"frozen": [program], "module": [sys.executable, "-m", "sidecar"]}.items():
+        done = run(*command, "encode", PAGE, "--model", model, "--out", tmp_path / out, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+    frozen, module = (np.load(tmp_path / out / "ecg.npz") for out in ("frozen", "module"))
+    assert sorted(frozen) == sorted(module) != []
+    for name in frozen:
+        np.testing.assert_array_equal(frozen[name], module[name])
+    assert (tmp_path / "frozen" / "ecg.heatmap.png").stat().st_size > 0
+
+
+@posix
+def test_it_runs_for_a_user_without_home_or_rights_from_a_folder_no_one_may_write(
+    installed: Path,
+) -> None:
+    before = sorted(installed.rglob("*"))
+    user: dict[str, Any] = {"env": {"HOME": "/nonexistent"}, "cwd": "/"}
+    if os.getuid() == 0:
+        user |= {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+    with tempfile.TemporaryDirectory() as out:
+        Path(out).chmod(0o777)
+        given = ("--model", installed / "vision-model", "--out", Path(out) / "here")
+        program = installed / "vision-sidecar" / "vision-sidecar"
+        done = run(program, "encode", installed / "page.png", *given, **user)
+        assert done.returncode == 0, done.stderr
+        assert {path.name for path in Path(out).rglob("*.*")} == {"page.npz", "page.heatmap.png"}
+    assert sorted(installed.rglob("*")) == before
+
+
+def test_a_model_directory_of_a_newer_format_is_refused_in_one_sentence(
+    program: Path, model: Path
+) -> None:
+    manifest = json.loads((model / "manifest.json").read_text("utf-8"))
+    manifest["format"] += 1
+    (model / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    refused = run(program, "verify", "--model", model)
+    assert refused.returncode != 0
+    assert refused.stderr.startswith("model.invalid: ")
+    assert f"format {manifest['format']}" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_two_versions_of_an_app_run_side_by_side(program: Path, tmp_path: Path) -> None:
+    models = [
+        stand_in.make(tmp_path / name, slow=slow) for name, slow in (("1", False), ("2", True))
+    ]
+    with start(program, models[0]) as old, start(program, models[1]) as new:
+        digests = {ask(child, {"op": "hello"})[0]["model"] for child in (old, new)}
+    assert len(digests) == 2
+
+
+@posix
+def test_a_running_sidecar_goes_on_while_an_update_replaces_its_files(
+    program: Path, model: Path, tmp_path: Path
+) -> None:
+    app = tmp_path / "app"
+    shutil.copytree(program.parent, app / "vision-sidecar", symlinks=True)
+    with start(app / "vision-sidecar" / program.name, model) as child:
+        ask(child, {"op": "hello"})
+        shutil.rmtree(app)  # the old version is gone, and the new one is not whole yet
+        for path in program.parent.rglob("*"):
+            if path.is_file():
+                new = app / "vision-sidecar" / path.relative_to(program.parent)
+                new.parent.mkdir(parents=True, exist_ok=True)
+                new.write_bytes(b"half unpacked")
+        for kind in ("PNG", "JPEG", "WEBP"):
+            file = io.BytesIO()
+            Image.new("RGB", (40, 30), (200, 20, 20)).save(file, kind)
+            image = {"name": "image", "datatype": "UINT8", "shape": [file.tell()]}
+            params = {"outputs": ["pooled_embedding", "heatmap_png"], "heatmap": {}}
+            reply, *payloads = ask(
+                child, {"op": "encode", "inputs": [image], "params": params}, file.getvalue()
+            )
+            assert reply["ok"], (kind, reply)
+            assert len(payloads) == 2
+
+
+def start(program: Path, model: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [program, "stdio", "--model", model], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
+def ask(child: subprocess.Popen[bytes], header: dict[str, Any], *payloads: bytes) -> list[Any]:
+    """One request over `stdio`; the reply's header, read, and its payloads."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    whole = {"v": 1, "id": 1, "inputs": [], "params": {}} | header
+    frames = [msgpack.packb(whole), *payloads]
+    child.stdin.write(struct.pack("<I", len(frames)))
+    for frame in frames:
+        child.stdin.write(struct.pack("<I", len(frame)) + frame)
+    child.stdin.flush()
+    answer = [read(child.stdout, u32(child.stdout)) for _ in range(u32(child.stdout))]
+    return [msgpack.unpackb(answer[0]), *answer[1:]]
+
+
+def u32(stream: IO[bytes]) -> int:
+    value: int = struct.unpack("<I", read(stream, 4))[0]
+    return value
+
+
+def read(stream: IO[bytes], count: int) -> bytes:
+    data = stream.read(count)
+    assert len(data) == count, "the sidecar ended its output"
+    return data
