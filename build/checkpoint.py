@@ -1,97 +1,151 @@
-"""A checkpoint in Hugging Face format becomes the vision tower and the projector alone.
+"""A directory in Hugging Face format becomes the vision tower and the projector alone.
 
-Bytes are copied as they are stored, one tensor after the other: memory does not grow with the
-checkpoint. Knows nothing of the hub's protocol, nor of torch.
+Bytes are copied as they are stored, a few megabytes at a time: memory does not grow with the
+checkpoint. Knows nothing of the hub's ways, nor of torch.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from build import tensors
+import numpy as np
+import numpy.typing as npt
+
+from build import hub, tensors, tower
 from build.errors import BuildError
-from build.tensors import Tensor
-from build.tower import canonical
+from build.tensors import FLOATS, Tensor
+from build.tower import ADAPTER, CONFIG, INDEX, PROCESSORS, SINGLE, Piece
 
 WEIGHTS = "weights.safetensors"
-CONFIG = "config.json"
-PREPROCESSOR = "preprocessor_config.json"
+PREPROCESSOR = PROCESSORS[0]
 SOURCE = "source.json"
-CHUNK = 1 << 22
+HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+# A float is NaN or infinite where all the bits of its exponent are set.
+EXPONENT = {"F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80), "F32": (np.uint32, 0x7F800000)}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Reads a directory in Hugging Face format; writes WEIGHTS, CONFIG, PREPROCESSOR and SOURCE.
 
-    Tensors keep the dtype that they are stored in. `model_id` and `revision` are only written
-    down; `locate` finds them.
+    Tensors keep the dtype that they are stored in and go by our names for them. PREPROCESSOR is
+    left out where the checkpoint has none. `model_id` and `revision` are only written down.
+    Raises BuildError.
     """
 
     model_id: str
     revision: str
 
     def __call__(self, source: Path, out: Path) -> None:
-        found = _tensors(source)
+        pieces = _select(source, self.model_id)
         shutil.copyfile(source / CONFIG, out / CONFIG)
-        if (source / PREPROCESSOR).is_file():
-            shutil.copyfile(source / PREPROCESSOR, out / PREPROCESSOR)
-        head, order = tensors.header({name: tensor for name, (_, tensor) in found.items()})
+        if text := _preprocessor(source):
+            (out / PREPROCESSOR).write_bytes(text)
+        # Widest type first, as the safetensors library does, so that every tensor is aligned.
+        widest_first = dict(
+            sorted(pieces.items(), key=lambda item: (-FLOATS[item[1].tensor.dtype], item[0]))
+        )
         with (out / WEIGHTS).open("wb") as target:
-            target.write(head)
-            for name in order:
-                for chunk in _chunks(*found[name]):
+            target.write(tensors.header({name: p.tensor for name, p in widest_first.items()}))
+            for name, piece in widest_first.items():
+                for chunk in _finite(name, source, piece):
                     target.write(chunk)
-        text = json.dumps({"model_id": self.model_id, "revision": self.revision}, indent=2) + "\n"
-        (out / SOURCE).write_text(text, encoding="utf-8")
+        text_of_source = json.dumps(
+            {"model_id": self.model_id, "revision": self.revision}, indent=2
+        )
+        (out / SOURCE).write_text(text_of_source + "\n", encoding="utf-8")
 
 
 def locate(source: str, revision: str | None = None) -> tuple[Checkpoint, Path]:
     """Turn what the user typed into the pipeline's first step and the directory that it reads.
 
-    Raises BuildError.
+    A directory is taken as it is, its contents' hash for its revision. A hub id is fetched, as far
+    as it is in no cache yet. Raises BuildError.
     """
     directory = Path(source).expanduser()
-    if not directory.is_dir():
-        raise BuildError(f"expected a directory in Hugging Face format, found no {source}.")
-    return Checkpoint(directory.resolve().name, fingerprint(directory)), directory
+    if directory.is_dir():
+        if revision is not None:
+            raise BuildError("--revision goes with a hub id; a directory has only what it holds.")
+        directory = directory.resolve()
+        return Checkpoint(directory.name, fingerprint(directory)), directory
+    if directory.exists() or not HUB_ID.fullmatch(source):
+        raise BuildError(
+            f"expected a directory in Hugging Face format or a hub id such as "
+            f"google/medgemma-4b-it, found neither at {source}."
+        )
+    commit, place = hub.fetch(source, revision)
+    return Checkpoint(source, commit), place
 
 
 def fingerprint(directory: Path) -> str:
-    """A hash of all that `Checkpoint` reads in `directory`: it stands for a revision."""
+    """A hash of all that `Checkpoint` keeps of `directory`. Raises BuildError."""
+    pieces = _select(directory, directory.name)
     digest = sha256((directory / CONFIG).read_bytes())
-    if (directory / PREPROCESSOR).is_file():
-        digest.update((directory / PREPROCESSOR).read_bytes())
-    for name, (path, tensor) in sorted(_tensors(directory).items()):
-        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        for chunk in _chunks(path, tensor):
+    digest.update(_preprocessor(directory) or b"")
+    for name, piece in pieces.items():
+        digest.update(f"{name} {piece.tensor.dtype} {piece.tensor.shape}".encode())
+        for chunk in _chunks(directory, piece):
             digest.update(chunk)
     return digest.hexdigest()[:40]
 
 
-def _tensors(directory: Path) -> dict[str, tuple[Path, Tensor]]:
-    found: dict[str, tuple[Path, Tensor]] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        with path.open("rb") as stream:
-            entries = tensors.read_header(stream, path.stat().st_size, path.name)
-        for key, tensor in entries.items():
-            if name := canonical(key):
-                found[name] = (path, tensor)
-    if not found:
-        raise BuildError(f"{directory.name} holds no tensors of a Gemma 3 vision tower.")
+def _select(directory: Path, name: str) -> dict[str, Piece]:
+    if not (directory / CONFIG).is_file():
+        if (directory / ADAPTER).is_file():
+            raise tower.adapter_error((directory / ADAPTER).read_bytes(), name)
+        raise BuildError(f"{name} has no {CONFIG}; expected a model in Hugging Face format.")
+    config = tower.read_config((directory / CONFIG).read_bytes(), name)
+    return tower.select(_headers(directory, name), config)
+
+
+def _headers(directory: Path, name: str) -> dict[str, dict[str, Tensor]]:
+    if (directory / SINGLE).is_file():
+        return {SINGLE: tensors.read_header(directory / SINGLE)}
+    if not (directory / INDEX).is_file():
+        if (directory / ADAPTER).is_file():
+            raise tower.adapter_error((directory / ADAPTER).read_bytes(), name)
+        raise BuildError(
+            f"{name} has neither {SINGLE} nor {INDEX}; expected weights in safetensors format. "
+            "Save it again with Transformers' save_pretrained."
+        )
+    found: dict[str, dict[str, Tensor]] = {}
+    for file in tower.shard_names((directory / INDEX).read_bytes()):
+        if not (directory / file).is_file():
+            raise BuildError(f"{name} lacks the shard {file}. Download or copy it again.")
+        found[file] = tensors.read_header(directory / file)
     return found
 
 
-def _chunks(path: Path, tensor: Tensor) -> Iterator[bytes]:
-    with path.open("rb") as stream:
-        stream.seek(tensor.start)
-        left = tensor.size
-        while left:
-            chunk = stream.read(min(CHUNK, left))
-            if not chunk:
-                raise BuildError(f"{path.name} is cut short. Download or copy it again.")
-            left -= len(chunk)
-            yield chunk
+def _preprocessor(directory: Path) -> bytes | None:
+    own, within = (directory / file for file in PROCESSORS)
+    if own.is_file():
+        return own.read_bytes()
+    if within.is_file():
+        try:
+            settings = json.loads(within.read_bytes()).get("image_processor")
+        except (ValueError, AttributeError) as error:
+            raise BuildError(f"{within.name} is not a JSON object. Download it again.") from error
+        if settings is not None:
+            return (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
+    return None
+
+
+def _chunks(directory: Path, piece: Piece) -> Iterator[bytes]:
+    return tensors.read(directory / piece.file, piece.tensor.start, piece.tensor.stop)
+
+
+def _finite(name: str, directory: Path, piece: Piece) -> Iterator[bytes]:
+    width: npt.DTypeLike
+    width, exponent = EXPONENT[piece.tensor.dtype]
+    for chunk in _chunks(directory, piece):
+        bits = np.frombuffer(chunk, width)
+        if ((bits & exponent) == exponent).any():
+            raise BuildError(
+                f"{name} holds NaN or infinity, expected finite weights. Use a checkpoint whose "
+                "training did not diverge, or download it again."
+            )
+        yield chunk

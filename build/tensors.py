@@ -1,31 +1,28 @@
 """The safetensors format by its header alone: where each tensor's bytes lie, never what they mean.
 
-A file is a little-endian u64 length, that many bytes of JSON, then the tensors' bytes. Reading the
-header is enough to fetch or copy one tensor without touching the others.
+A file is a little-endian u64 length, that many bytes of JSON, then the tensors' bytes. With the
+header one tensor can be fetched or copied without touching the others.
 https://github.com/huggingface/safetensors#format
 """
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import BinaryIO
+from pathlib import Path
 
 from build.errors import BuildError
 
 PREFIX = 8  # bytes of the header's length
 LONGEST = 100_000_000  # the format's own limit on a header
-BITS = {
-    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "BOOL": 8},
-    **{"I8": 8, "U8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32},
-    **{"F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64},
-}
+CHUNK = 1 << 22  # bytes held in memory at once; a multiple of every type's width
+FLOATS = {"F16": 2, "BF16": 2, "F32": 4}  # the types that a checkpoint's weights come in: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """`start` and `stop` count from the beginning of the file."""
+    """Where one tensor lies; `start` and `stop` count from the beginning of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -37,80 +34,80 @@ class Tensor:
         return self.stop - self.start
 
 
-def header_length(prefix: bytes, file: str) -> int:
-    """The number of JSON bytes behind the first eight. Raises BuildError."""
+def header_size(prefix: bytes, file: str) -> int:
+    """Where the tensors' bytes begin, as the first PREFIX bytes tell. Raises BuildError."""
     if len(prefix) < PREFIX:
-        raise BuildError(_corrupt(file, f"it has {len(prefix)} bytes"))
-    (length,) = struct.unpack("<Q", prefix[:PREFIX])
+        raise corrupt(file, f"it has {len(prefix)} bytes")
+    (length,) = struct.unpack("<Q", prefix)
     if not 2 <= length <= LONGEST:
-        raise BuildError(_corrupt(file, f"its header claims {length} bytes"))
-    return int(length)
+        raise corrupt(file, f"its header claims to be {length} bytes long")
+    return PREFIX + int(length)
 
 
-def parse(text: bytes, file: str) -> dict[str, Tensor]:
-    """Read the JSON part; `file` is the name that errors carry. Raises BuildError."""
+def parse(text: bytes, size: int | None, file: str) -> dict[str, Tensor]:
+    """Read the JSON part of the header of a file of `size` bytes, if known. Raises BuildError."""
     try:
         content = json.loads(text)
         content.pop("__metadata__", None)
-        found = {str(name): _tensor(entry, PREFIX + len(text)) for name, entry in content.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BuildError(_corrupt(file, "its header is not that of a safetensors file")) from error
+        base = PREFIX + len(text)
+        found = {str(name): _tensor(entry, base) for name, entry in content.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise corrupt(file, "its header is not that of a safetensors file") from error
+    end = max((tensor.stop for tensor in found.values()), default=base)
+    if size not in (end, None):
+        raise corrupt(file, f"its header promises {end} bytes, it has {size}")
     for name, tensor in found.items():
-        bits = BITS.get(tensor.dtype)
-        if bits is not None and tensor.size * 8 != bits * prod(tensor.shape):
-            raise BuildError(_corrupt(file, f"{name} has a size that its shape does not give"))
+        width = FLOATS.get(tensor.dtype)
+        if width is not None and tensor.size != width * prod(tensor.shape):
+            raise corrupt(file, f"{name} does not have the size that its shape gives")
     return found
 
 
-def header(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[str]]:
-    """The first bytes of a new file with `tensors`, and the order in which their bytes follow.
+def read_header(path: Path) -> dict[str, Tensor]:
+    """Read the header of a file on disk and nothing else of it. Raises BuildError."""
+    with path.open("rb") as stream:
+        base = header_size(stream.read(PREFIX), path.name)
+        text = stream.read(base - PREFIX)
+    size = path.stat().st_size
+    if base > size:
+        raise corrupt(path.name, f"it ends inside its header, after {size} bytes")
+    return parse(text, size, path.name)
 
-    Widest type first, then by name, as the safetensors library does, so that every tensor is
-    aligned; the header is padded with spaces to a multiple of 8.
-    """
-    order = sorted(tensors, key=lambda name: (-BITS[tensors[name].dtype], name))
+
+def read(path: Path, start: int, stop: int) -> Iterator[bytes]:
+    """The bytes from `start` to `stop`, at most CHUNK of them at once. Raises BuildError."""
+    with path.open("rb") as stream:
+        stream.seek(start)
+        while start < stop:
+            chunk = stream.read(min(CHUNK, stop - start))
+            if not chunk:
+                raise corrupt(path.name, f"it ends after {start} bytes")
+            start += len(chunk)
+            yield chunk
+
+
+def header(tensors: Mapping[str, Tensor]) -> bytes:
+    """The first bytes of a new file in which the tensors' bytes follow in the mapping's order."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name in order:
-        tensor = tensors[name]
-        end = offset + tensor.size
-        entries[name] = {
-            "dtype": tensor.dtype,
-            "shape": tensor.shape,
-            "data_offsets": (offset, end),
-        }
-        offset = end
+    for name, tensor in tensors.items():
+        span = (offset, offset + tensor.size)
+        entries[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": span}
+        offset += tensor.size
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text, order
+    text += b" " * (-len(text) % 8)  # so that the tensors' bytes are aligned
+    return struct.pack("<Q", len(text)) + text
 
 
-def read_header(stream: BinaryIO, size: int, file: str) -> dict[str, Tensor]:
-    """Parse the header of an open file of `size` bytes. Raises BuildError."""
-    length = header_length(stream.read(PREFIX), file)
-    text = stream.read(length)
-    if len(text) < length:
-        raise BuildError(_corrupt(file, f"it ends inside its header, after {size} bytes"))
-    found = parse(text, file)
-    check_end(found, size, file)
-    return found
+def corrupt(file: str, what: str) -> BuildError:
+    """The error for a file whose bytes contradict each other."""
+    return BuildError(f"{file} is cut short or corrupt: {what}. Download or copy it again.")
 
 
-def check_end(tensors: Mapping[str, Tensor], size: int, file: str) -> None:
-    """Compare the file's size with what its header promises. Raises BuildError."""
-    end = max((tensor.stop for tensor in tensors.values()), default=0)
-    if end > size:
-        raise BuildError(_corrupt(file, f"it has {size} bytes of the {end} that its header names"))
-
-
-def _tensor(entry: Mapping[str, object], base: int) -> Tensor:
+def _tensor(entry: object, base: int) -> Tensor:
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]}:
             sizes = tuple(size for size in shape if isinstance(size, int) and size >= 0)
             if len(sizes) == len(shape) and 0 <= start <= stop:
                 return Tensor(dtype, sizes, base + start, base + stop)
     raise ValueError("not a tensor's entry")
-
-
-def _corrupt(file: str, what: str) -> str:
-    return f"{file} is cut short or corrupt: {what}. Download or copy it again."
