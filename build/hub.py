@@ -60,9 +60,10 @@ def fetch(model_id: str, revision: str | None = None) -> tuple[str, Path]:
     Fetches only what is in no cache yet. Raises BuildError.
     """
     with _explained(model_id, revision):
-        commit, snapshot = _resolve(model_id, revision or constants.DEFAULT_REVISION)
+        snapshot, online = _resolve(model_id, revision or constants.DEFAULT_REVISION)
+        commit = snapshot.name
         place = cached_assets_path(LIBRARY, namespace=model_id, subfolder=commit)
-        repository = _Repository(model_id, commit, place)
+        repository = _Repository(model_id, commit, place, online)
         for name in PROCESSORS:
             repository.small(name)
         config = tower.read_config((snapshot / CONFIG).read_bytes(), model_id)
@@ -89,6 +90,7 @@ class _Repository:
     model_id: str
     commit: str
     place: Path  # ours, for headers and tensors
+    online: bool  # else small files come from the cache alone
 
     def cached(self, file: str) -> Path | None:
         """Where the hub's own cache has the whole file."""
@@ -98,9 +100,12 @@ class _Repository:
     def small(self, file: str) -> Path | None:
         """A file that need not exist, by way of the hub's own cache."""
         try:
-            return Path(hf_hub_download(self.model_id, file, revision=self.commit))
-        except EntryNotFoundError:  # also when offline and not in the cache
+            found = hf_hub_download(
+                self.model_id, file, revision=self.commit, local_files_only=not self.online
+            )
+        except EntryNotFoundError:
             return None
+        return Path(found)
 
     def headers(self) -> dict[str, dict[str, Tensor]]:
         """The header of every shard that holds tensors of ours."""
@@ -170,7 +175,7 @@ class _Repository:
                     hf_raise_for_status(response)
                     if response.status_code != httpx2.codes.PARTIAL_CONTENT:
                         raise _NoRanges
-                    for chunk in response.iter_bytes(tensors.CHUNK):
+                    for chunk in response.iter_bytes():  # as they come, so that none is lost
                         start += len(chunk)
                         patience = PATIENCE
                         yield chunk
@@ -181,8 +186,9 @@ class _Repository:
                     raise
 
 
-def _resolve(model_id: str, revision: str) -> tuple[str, Path]:
-    """The commit, and the directory in the hub's cache with its config.json."""
+def _resolve(model_id: str, revision: str) -> tuple[Path, bool]:
+    """The commit's directory in the hub's cache, and whether the hub answered."""
+    online = True
     try:
         # Asked first because hf_hub_download tries for half a minute where there is no network.
         get_hf_file_metadata(hf_hub_url(model_id, CONFIG, revision=revision))
@@ -201,7 +207,8 @@ def _resolve(model_id: str, revision: str) -> tuple[str, Path]:
             config = hf_hub_download(model_id, CONFIG, revision=revision, local_files_only=True)
         except LocalEntryNotFoundError:
             raise error from None
-    return Path(config).parent.name, Path(config).parent
+        online = False
+    return Path(config).parent, online
 
 
 def _collect(repository: _Repository, pieces: Mapping[str, Piece]) -> None:
