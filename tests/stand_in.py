@@ -1,0 +1,103 @@
+"""A model directory made in milliseconds, without torch: the real graph's inputs and outputs, and
+arithmetic simple enough to check by hand. `slow` puts seconds of work in front.
+
+    python -m tests.stand_in DIR [--slow]
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from sidecar import manifest
+from sidecar.manifest import GRID, Manifest, Normalisation
+
+HIDDEN = 8
+SIDES = (224, 448)
+SLOW_NODES = 400
+
+
+def make(directory: Path, slow: bool = False) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    onnx.save(_graph(slow), directory / "vision_encoder_quant.onnx")
+    manifest.write(
+        Manifest(
+            model_id="tests/stand-in",
+            revision="1",
+            recipe="default",
+            projection="linear",
+            graph="vision_encoder_quant.onnx",
+            patch_size=14,
+            vision_hidden=3,
+            text_hidden=HIDDEN,
+            default_resolution=SIDES[-1],
+            resolutions=SIDES,
+            normalisation=Normalisation(),
+            files=manifest.describe(directory, ["vision_encoder_quant.onnx"]),
+        ),
+        directory,
+    )
+    return directory
+
+
+def weight() -> np.ndarray:
+    return np.random.default_rng(7).normal(size=(3, HIDDEN)).astype(np.float32)
+
+
+def _graph(slow: bool) -> onnx.ModelProto:
+    constants = {
+        "grid": np.array([GRID, GRID], np.int64),
+        "tokens": np.array([0, 3, GRID * GRID], np.int64),
+        "weight": weight(),
+        "last": np.array([-1], np.int64),
+        "middle": np.array([1], np.int64),
+        "tiny": np.array([1e-12], np.float32),
+        "one": np.array(np.eye(3)[:, :, None, None], np.float32),
+    }
+    source = "pixel_values"
+    nodes = []
+    for index in range(SLOW_NODES if slow else 0):
+        nodes.append(helper.make_node("Conv", [source, "kernel"], [f"slow{index}"], pads=[4] * 4))
+        source = f"slow{index}"
+    if slow:
+        kernel = np.zeros((3, 3, 9, 9), np.float32)
+        kernel[range(3), range(3), 4, 4] = 1  # leaves the pixels as they are
+        constants["kernel"] = kernel
+    nodes += [
+        helper.make_node("Shape", [source], ["batch_and_channels"], end=2),
+        helper.make_node("Concat", ["batch_and_channels", "grid"], ["sizes"], axis=0),
+        helper.make_node("Resize", [source, "", "", "sizes"], ["small"], mode="nearest"),
+        helper.make_node("Reshape", ["small", "tokens"], ["columns"]),
+        helper.make_node("Transpose", ["columns"], ["rows"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["rows", "weight"], ["projected_embeddings"]),
+        helper.make_node("ReduceL2", ["projected_embeddings", "last"], ["norms"], keepdims=0),
+        helper.make_node("ReduceMin", ["norms", "last"], ["low"]),
+        helper.make_node("ReduceMax", ["norms", "last"], ["high"]),
+        helper.make_node("Sub", ["norms", "low"], ["above"]),
+        helper.make_node("Sub", ["high", "low"], ["range"]),
+        helper.make_node("Max", ["range", "tiny"], ["divisor"]),
+        helper.make_node("Div", ["above", "divisor"], ["attention_scores"]),
+        helper.make_node(
+            "ReduceMean", ["projected_embeddings", "middle"], ["pooled_embedding"], keepdims=0
+        ),
+    ]
+    tokens = GRID * GRID
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "stand_in",
+        [value("pixel_values", TensorProto.FLOAT, ["batch", 3, "height", "width"])],
+        [
+            value("projected_embeddings", TensorProto.FLOAT, ["batch", tokens, HIDDEN]),
+            value("attention_scores", TensorProto.FLOAT, ["batch", tokens]),
+            value("pooled_embedding", TensorProto.FLOAT, ["batch", HIDDEN]),
+        ],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), slow="--slow" in sys.argv)
