@@ -1,0 +1,88 @@
+/**
+ * The renderer's side: a few functions over IPC. Imports nothing at run time, so that a sandboxed
+ * preload can hold it; keys, sockets and file paths stay in the main process.
+ */
+
+import type { Fault } from './errors.js';
+import type { ImageInput, PixelInput, RgbInput } from './inputs.js';
+import type { EncodingDetails, OutputName, Tensor } from './results.js';
+import type { HeatmapOptions, SidecarState } from './sidecar.js';
+
+/** Names of the IPC channels; `registerVisionIpc` answers them. */
+export const CHANNELS = {
+  encode: 'vision-sidecar:encode',
+  heatmap: 'vision-sidecar:heatmap',
+  cancel: 'vision-sidecar:cancel',
+  watch: 'vision-sidecar:watch',
+  state: 'vision-sidecar:state',
+} as const;
+
+/** As the main process's `Input`, without paths: a page has no business among the user's files. */
+export type RendererInput = ImageInput | RgbInput | PixelInput;
+
+/** As the main process's options; `token` is for `cancel`, as signals do not cross to a page. */
+export interface RendererOptions {
+  readonly resolution?: number | readonly [number, number];
+  readonly outputs?: readonly OutputName[];
+  readonly heatmap?: boolean | HeatmapOptions;
+  readonly timeoutMs?: number;
+  readonly token?: string;
+}
+
+export type RendererEncoding = EncodingDetails & {
+  readonly [name in OutputName]?: Tensor;
+} & { readonly heatmapPng?: Uint8Array };
+
+/** Failures are values here: an error that crosses to a page would lose its code. */
+export type Outcome<T> =
+  | { readonly ok: true; readonly value: T }
+  | { readonly ok: false; readonly error: Required<Omit<Fault, 'stderr'>> };
+
+/** What a page finds at `window.vision`. */
+export interface VisionApi {
+  encode(input: RendererInput, options?: RendererOptions): Promise<Outcome<RendererEncoding>>;
+  /** The bytes of a PNG. */
+  heatmap(
+    input: RendererInput,
+    options?: HeatmapOptions & Pick<RendererOptions, 'resolution' | 'timeoutMs' | 'token'>,
+  ): Promise<Outcome<Uint8Array>>;
+  /** Cancels the call that was made with this token. */
+  cancel(token: string): Promise<void>;
+  /** Calls `listener` with the state, now and after each change. Returns how to stop that. */
+  onState(listener: (state: SidecarState) => void): () => void;
+}
+
+/** The part of Electron's `contextBridge` that is used. */
+export interface ContextBridgeLike {
+  exposeInMainWorld(name: string, api: VisionApi): void;
+}
+
+/** The part of Electron's `ipcRenderer` that is used. */
+export interface IpcRendererLike {
+  invoke(channel: string, ...args: unknown[]): Promise<unknown>;
+  on(channel: string, listener: (event: never, state: SidecarState) => void): unknown;
+  off(channel: string, listener: (event: never, state: SidecarState) => void): unknown;
+}
+
+/** Call it from a preload script: the page finds a `VisionApi` at `window[name]`. */
+export function exposeVision(
+  contextBridge: ContextBridgeLike,
+  ipcRenderer: IpcRendererLike,
+  name = 'vision',
+): void {
+  const invoke = ipcRenderer.invoke.bind(ipcRenderer) as <T>(
+    channel: string,
+    ...args: unknown[]
+  ) => Promise<T>;
+  contextBridge.exposeInMainWorld(name, {
+    encode: (input, options) => invoke(CHANNELS.encode, input, options),
+    heatmap: (input, options) => invoke(CHANNELS.heatmap, input, options),
+    cancel: (token) => invoke(CHANNELS.cancel, token),
+    onState: (listener) => {
+      const heard = (_event: never, state: SidecarState): void => listener(state);
+      ipcRenderer.on(CHANNELS.state, heard);
+      void invoke(CHANNELS.watch).catch(() => undefined); // a page that is not allowed hears nothing
+      return () => void ipcRenderer.off(CHANNELS.state, heard);
+    },
+  });
+}
