@@ -4,6 +4,7 @@ It counts the bytes of every file that it serves, and can be told to misbehave.
 """
 
 import hashlib
+import os
 import re
 import threading
 from collections import Counter
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import BinaryIO
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MEMBER = "hf_member"  # a token whose account has accepted every licence
@@ -109,26 +111,34 @@ def _cdn_handler(hub: Hub) -> type[_Quiet]:
             hub.requests.append(f"{self.command} cdn{self.path}")
             hub.token_at_cdn |= "Authorization" in self.headers
             name, _, file = self.path[1:].rpartition("/")
-            content = (hub.repositories[name] / file).read_bytes()
+            with (hub.repositories[name] / file).open("rb") as stream:
+                self.answer(stream, file)
+
+        def answer(self, stream: BinaryIO, file: str) -> None:
+            size = stream.seek(0, os.SEEK_END)
+            start, stop = 0, size
             asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
             if asked and hub.ranges:
-                start, stop = int(asked[1]), int(asked[2] or len(content) - 1) + 1
+                start, stop = int(asked[1]), int(asked[2] or size - 1) + 1
                 self.send_response(206)
-                self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
-                content = content[start:stop]
+                self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
             else:
                 self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Length", str(stop - start))
             self.end_headers()
             if self.command == "HEAD":
                 return
-            if hub.cuts_left and hub.cut_after is not None and len(content) > hub.cut_after:
+            if hub.cuts_left and hub.cut_after is not None and stop - start > hub.cut_after:
                 hub.cuts_left -= 1
-                content = content[: hub.cut_after]
+                stop = start + hub.cut_after
                 self.close_connection = True
+            stream.seek(start)
             try:
-                self.wfile.write(content)
-                hub.served[file] += len(content)
+                while start < stop:
+                    chunk = stream.read(min(1 << 20, stop - start))
+                    self.wfile.write(chunk)
+                    start += len(chunk)
+                    hub.served[file] += len(chunk)
             except OSError:  # the other side hung up
                 self.close_connection = True
 
