@@ -1,0 +1,53 @@
+// Attention over float tensors, computed in small numbers; see docs/kernels.md for the picture.
+//
+// This header knows nothing of ONNX Runtime: threads and memory come from the caller.
+#ifndef VISION_SIDECAR_KERNELS_ATTENTION_H_
+#define VISION_SIDECAR_KERNELS_ATTENTION_H_
+
+#include <cstddef>
+#include <functional>
+#include <vector>
+
+namespace vision_kernels {
+
+// Queries, keys, values and the result are all [batch, tokens, heads * width], row-major.
+struct AttentionShape {
+  size_t batch;
+  size_t tokens;
+  size_t heads;
+  size_t width;  // of one head; at most kWidestHead
+  float scale;   // of the products of queries with keys, before the softmax; above zero
+};
+
+constexpr size_t kWidestHead = 2048;  // wider ones could overflow the sums of 16-bit products
+
+struct AttentionTensors {
+  const float* queries;
+  const float* keys;
+  const float* values;
+  float* result;
+};
+
+// Calls task(0) … task(count - 1), several at a time if it can, and returns when all have.
+using Parallel = std::function<void(size_t count, const std::function<void(size_t)>& task)>;
+
+// One way to compute attention on this CPU.
+struct AttentionVariant {
+  const char* name;  // such as "AVX3_ZEN4, int8 scores, bf16 values"
+
+  // Bytes of scratch memory that `run` needs for at most `workers` tasks at a time.
+  size_t (*workspace)(const AttentionShape& shape, size_t workers);
+
+  // softmax(queries * keysᵀ * scale) * values, for each head of each image. The inputs must be
+  // finite; with others the result means nothing, but nothing is read or written out of bounds.
+  // The workspace may have any alignment and content. No task is left running, nothing is kept.
+  void (*run)(const AttentionShape& shape, const AttentionTensors& tensors, void* workspace,
+              size_t workers, const Parallel& parallel);
+};
+
+// The ways that this CPU can take, the best first. Empty where onnxruntime's own operator is faster.
+std::vector<AttentionVariant> AttentionVariants();
+
+}  // namespace vision_kernels
+
+#endif  // VISION_SIDECAR_KERNELS_ATTENTION_H_
