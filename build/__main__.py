@@ -1,0 +1,189 @@
+"""The command line: a checkpoint becomes a model directory, with progress.
+
+`build` is the same from Python. Settings are read here only.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from hashlib import sha256
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+WORK = ROOT / ".work" / "build"
+CACHE = ROOT / ".cache"
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+logging.getLogger("torch").setLevel(logging.ERROR)
+
+from build import demo, pipeline  # noqa: E402
+from build.checkpoint import locate  # noqa: E402
+from build.errors import BuildError  # noqa: E402
+from build.images import Folder  # noqa: E402
+from build.package import tools  # noqa: E402
+from build.recipes import RECIPES, Choice  # noqa: E402
+from build.validate import REPORT, Bars  # noqa: E402
+from sidecar import manifest  # noqa: E402
+from sidecar.errors import ModelInvalid  # noqa: E402
+
+KEY = "key"  # in the report: what the model was built from, to see whether it must be built again
+
+
+def build(
+    source: str,
+    out: Path,
+    recipe: str = "default",
+    choice: Choice | None = None,
+    *,
+    revision: str | None = None,
+    work: Path = WORK,
+    keep_work: bool = False,
+    tell: pipeline.Tell = lambda _: None,
+) -> None:
+    """Make the model directory `out`, which appears all at once. Raises BuildError."""
+    refuse_strangers(out)
+    if source == "demo":
+        step, directory = locate(str(demo.checkpoint(CACHE, tell)))
+        step = replace(step, model_id="demo")
+    else:
+        step, directory = locate(source, revision)
+    steps = (step, *RECIPES[recipe](choice or Choice()))
+    salt = _salt()
+    key = pipeline.key(steps, salt)
+    if _is_current(out, key):
+        tell(f"{out} is up to date")
+        return
+    made = pipeline.run(steps, directory, work, salt, tell)
+    place(made, out, key)
+    if not keep_work:
+        pipeline.clean(steps, work, salt)
+    tell(f"{out} is ready")
+
+
+def place(made: Path, out: Path, key: str) -> None:
+    """Copy beside `out`, then rename: it is there as a whole, or as it was."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        fresh = Path(scratch) / "new"
+        shutil.copytree(made, fresh, ignore=shutil.ignore_patterns(pipeline.TIMES))
+        report = json.loads((fresh / REPORT).read_text("utf-8"))
+        (fresh / REPORT).write_text(json.dumps(report | {KEY: key}, indent=2) + "\n", "utf-8")
+        if out.exists():
+            out.rename(Path(scratch) / "old")
+        fresh.rename(out)
+
+
+def refuse_strangers(out: Path) -> None:
+    """Raises BuildError where `out` holds anything that a build did not put there."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise BuildError(f"expected {out} to be a directory or not to exist, found a file.")
+    present = {file.name for file in out.iterdir()}
+    if not present:
+        return
+    try:
+        ours = {*manifest.read(out).files, manifest.NAME, REPORT}
+    except ModelInvalid as error:
+        raise BuildError(
+            f"{out} is not empty and not a model directory. Choose another --out, or empty it."
+        ) from error
+    if present - ours:
+        raise BuildError(
+            f"{out} holds {min(present - ours)} beside a model. Move it away, or choose another "
+            "--out: a build replaces the whole directory."
+        )
+
+
+def _is_current(out: Path, key: str) -> bool:
+    try:
+        if json.loads((out / REPORT).read_text("utf-8")).get(KEY) != key:
+            return False
+        manifest.load(out)
+    except (OSError, ValueError, ModelInvalid):
+        return False
+    return True
+
+
+def _bars(chosen: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    known = [field.name for field in fields(Bars)]
+    bars = []
+    for text in chosen:
+        name, _, value = text.partition("=")
+        try:
+            bars.append((name, float(value)))
+        except ValueError as error:
+            raise BuildError(f"expected --bar NAME=VALUE, found {text}.") from error
+        if name not in known:
+            raise BuildError(f"expected --bar with one of {', '.join(known)}, found {name}.")
+    return tuple(bars)
+
+
+def _salt() -> str:
+    """The build's own code and the tools: a cache that outlives a change of them would lie."""
+    digest = sha256(json.dumps(tools()).encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m build", description=__doc__)
+    parser.add_argument("source", help="a directory in Hugging Face format, a hub id, or demo")
+    parser.add_argument("--out", type=Path, required=True, help="the model directory to make")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="default")
+    parser.add_argument("--projection", choices=("projector", "linear"))
+    parser.add_argument("--revision", help="of a hub id: a branch, tag or commit")
+    parser.add_argument("--calibrate", type=Path, metavar="DIR", help="your own images")
+    parser.add_argument("--work", type=Path, default=WORK, help="for intermediate files")
+    parser.add_argument("--keep-work", action="store_true", help="do not delete them afterwards")
+    parser.add_argument(
+        "--bar", action="append", default=[], metavar="NAME=VALUE", help="in place of the recipe's"
+    )
+    parser.add_argument("--no-bars", action="store_true", help="report, whatever the figures are")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 1 after one clear sentence."""
+    warnings.filterwarnings("ignore")
+    options = _arguments(argv)
+    try:
+        choice = Choice(
+            projection=options.projection,
+            calibrate=Folder.at(options.calibrate) if options.calibrate else None,
+            bars=_bars(options.bar),
+            no_bars=options.no_bars,
+        )
+        build(
+            options.source,
+            options.out,
+            options.recipe,
+            choice,
+            revision=options.revision,
+            work=options.work,
+            keep_work=options.keep_work,
+            tell=lambda line: print(line, flush=True),
+        )
+    except BuildError as error:
+        print(f"build: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"build: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("build: interrupted. Run it again to go on where it stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""Float graph to 8-bit graph. One graph change, one small function.
+
+Weights become signed 8-bit integers with a scale per output channel. Activations are quantised
+while running, where `Smooth` measured that they bear it.
+"""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from build.checkpoint import CONFIG, PREPROCESSOR, SOURCE, WEIGHTS
+from build.export import FLOAT_BYTES, GRAPH, PLAN, save
+from build.pipeline import carry
+
+QUANTISED = "vision_encoder_quant.onnx"
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Seed:
+    """The original recipe, to the letter: ONNX Runtime's dynamic quantiser with unsigned weights."""
+
+    def __call__(self, source: Path, out: Path) -> None:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        with tempfile.TemporaryDirectory(dir=out) as scratch:
+            target = Path(scratch) / QUANTISED
+            quantize_dynamic(source / GRAPH, target, weight_type=QuantType.QUInt8)
+            save(ir.load(target), out / QUANTISED)
+        carry(source, out, WEIGHTS, CONFIG, PREPROCESSOR, SOURCE, FLOAT_BYTES)
+
+
+@dataclass(frozen=True)
+class Quantise:
+    """Every linear layer as PLAN says; a layer that it does not name gets 8-bit weights alone."""
+
+    def __call__(self, source: Path, out: Path) -> None:
+        plan: dict[str, dict[str, Any]] = {}
+        if (source / PLAN).exists():
+            plan = json.loads((source / PLAN).read_text("utf-8"))
+        model = ir.load(source / GRAPH)
+        quantise(model, plan)
+        save(model, out / QUANTISED)
+        carry(source, out, WEIGHTS, CONFIG, PREPROCESSOR, SOURCE, FLOAT_BYTES)
+
+
+def quantise(model: ir.Model, plan: dict[str, dict[str, Any]]) -> None:
+    """Quantise `model` in place."""
+    inputs: dict[tuple[ir.Value, bool], Activation] = {}
+    for node in list(model.graph):
+        if node.op_type == "MatMul" and _constant(node.inputs[1]):
+            how = plan.get(node.name.rpartition("/")[0], {"activations": "int8"})
+            if how["activations"] == "float":
+                weights_only(model, node, 1, axis=1)
+            else:
+                linear(model, node, how, inputs)
+        elif node.op_type == "Conv" and _constant(node.inputs[1]):
+            weights_only(model, node, 1, axis=0)
+        elif node.op_type == "Resize" and _constant(node.inputs[0]):
+            weights_only(model, node, 0, axis=1)
+    model.opset_imports.setdefault("com.microsoft", 1)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A layer's input in 8 bits: the integers, their scale and zero point; each token's divisor."""
+
+    integers: ir.Value
+    scale: ir.Value
+    zero_point: ir.Value
+    token: ir.Value | None
+
+
+def linear(
+    model: ir.Model,
+    node: ir.Node,
+    how: dict[str, Any],
+    inputs: dict[tuple[ir.Value, bool], Activation],
+) -> None:
+    """x W as a product of integers. ONNX Runtime fuses these nodes into MatMulIntegerToFloat."""
+    x, weight = node.inputs
+    assert x is not None
+    assert weight is not None
+    name = node.name.rpartition("/")[0]
+    values = weight.const_value.numpy()  # type: ignore[union-attr]
+    if "divide" in how:  # SmoothQuant's scale, where no layer in front can take it in
+        divisor = np.asarray(how["divide"], np.float32)
+        values = values * divisor[:, None]
+        factor = _initializer(model, f"{name}.smooth", 1 / divisor)
+        (x,) = _before(node, "Mul", (x, factor), f"{name}/Mul").outputs
+    per_token = how["activations"] == "int8 per token"
+    found = inputs.get((x, per_token))
+    if found is None:
+        found = inputs[x, per_token] = _activation(model, node, x, per_token)
+    integers, scale = signed(values, axis=1)
+    weights = _initializer(model, f"{name}.weight_int8", integers)
+    weight_scale = _initializer(model, f"{name}.weight_scale", scale.reshape(-1))
+    product = _before(
+        node, "MatMulInteger", (found.integers, weights, found.zero_point), f"{name}/MatMulInteger"
+    )
+    number = _before(
+        node, "Cast", product.outputs, f"{name}/Cast", attributes={"to": ir.DataType.FLOAT}
+    )
+    scales = _before(node, "Mul", (found.scale, weight_scale), f"{name}/Mul_scales")
+    result = _before(node, "Mul", (number.outputs[0], scales.outputs[0]), f"{name}/Mul_result")
+    if found.token is not None:
+        result = _before(node, "Mul", (result.outputs[0], found.token), f"{name}/Mul_token")
+    _replace(model, node, result.outputs[0])
+
+
+def weights_only(model: ir.Model, node: ir.Node, position: int, axis: int) -> None:
+    """Store one constant input in 8 bits. ONNX Runtime unfolds it once, while loading."""
+    value = node.inputs[position]
+    assert value is not None
+    integers, scale = signed(value.const_value.numpy(), axis)  # type: ignore[union-attr]
+    name = value.name
+    stored = _initializer(model, f"{name}_int8", integers)
+    scales = _initializer(model, f"{name}_scale", scale)
+    number = _before(node, "Cast", (stored,), f"{name}/Cast", attributes={"to": ir.DataType.FLOAT})
+    product = _before(node, "Mul", (number.outputs[0], scales), f"{name}/Mul")
+    node.replace_input_with(position, product.outputs[0])
+    if not value.uses():
+        del model.graph.initializers[value.name]
+
+
+def signed(values: Array, axis: int) -> tuple[NDArray[np.int8], Array]:
+    """Symmetric 8-bit integers with one scale per index of `axis`, shaped to multiply them."""
+    others = tuple(number for number in range(values.ndim) if number != axis)
+    scale = np.abs(values).max(axis=others, keepdims=True) / 127
+    scale = np.where(scale == 0, 1, scale).astype(np.float32)
+    return np.clip(np.rint(values / scale), -127, 127).astype(np.int8), scale
+
+
+def _activation(model: ir.Model, node: ir.Node, x: ir.Value, per_token: bool) -> Activation:
+    producer = x.producer()
+    name = (producer.name if producer is not None else "input") + ".quantise"
+    token = None
+    if per_token:
+        last = _initializer(model, "last_axis", np.array([-1], np.int64))
+        floor = _initializer(model, "smallest_token", np.array(1e-8, np.float32))
+        size = _before(node, "Abs", (x,), f"{name}/Abs")
+        top = _before(
+            node, "ReduceMax", (size.outputs[0], last), f"{name}/ReduceMax", {"keepdims": 1}
+        )
+        (token,) = _before(node, "Max", (top.outputs[0], floor), f"{name}/Max").outputs
+        (x,) = _before(node, "Div", (x, token), f"{name}/Div").outputs
+    quantised = _before(node, "DynamicQuantizeLinear", (x,), f"{name}/DynamicQuantizeLinear", n=3)
+    integers, scale, zero_point = quantised.outputs
+    return Activation(integers, scale, zero_point, token)
+
+
+def _before(
+    node: ir.Node,
+    op: str,
+    inputs: Any,
+    name: str,
+    attributes: dict[str, Any] | None = None,
+    n: int = 1,
+) -> ir.Node:
+    made = ir.node(op, inputs, attributes=attributes, num_outputs=n, name=name)
+    for number, value in enumerate(made.outputs):
+        value.name = f"{name}.{number}"
+    node.graph.insert_before(node, made)  # type: ignore[union-attr]
+    return made
+
+
+def _initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
+    if name in model.graph.initializers:
+        return model.graph.initializers[name]
+    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    value = ir.Value(
+        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    model.graph.initializers[name] = value
+    return value
+
+
+def _replace(model: ir.Model, node: ir.Node, result: ir.Value) -> None:
+    (old,) = node.outputs
+    result.shape, result.type = old.shape, old.type
+    weight = node.inputs[1]
+    if old.is_graph_output():  # its name is the contract's
+        result.name, old.name = old.name, f"{old.name}.float"
+    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+    model.graph.remove(node, safe=True)
+    if weight is not None and not weight.uses():
+        del model.graph.initializers[weight.name]
+
+
+def _constant(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer()
