@@ -11,20 +11,19 @@ import json
 import os
 import shutil
 import stat
-import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import msgpack
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests import stand_in
+from tests.client import StdioClient
 
 ROOT = Path(__file__).resolve().parents[1]
 FREEZE_PYTHON = ROOT / ".work" / "freeze-venv" / "bin" / "python"
@@ -40,11 +39,6 @@ posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions and ren
 def program() -> Path:
     assert PROGRAM is not None
     return Path(PROGRAM).resolve()
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return stand_in.make(tmp_path / "model")
 
 
 @pytest.fixture
@@ -129,8 +123,9 @@ def test_it_runs_for_a_user_without_home_or_rights_from_a_folder_no_one_may_writ
 
 
 def test_a_model_directory_of_a_newer_format_is_refused_in_one_sentence(
-    program: Path, model: Path
+    program: Path, tmp_path: Path
 ) -> None:
+    model = stand_in.make(tmp_path / "model")
     manifest = json.loads((model / "manifest.json").read_text("utf-8"))
     manifest["format"] += 1
     (model / "manifest.json").write_text(json.dumps(manifest), "utf-8")
@@ -145,8 +140,8 @@ def test_two_versions_of_an_app_run_side_by_side(program: Path, tmp_path: Path) 
     models = [
         stand_in.make(tmp_path / name, slow=slow) for name, slow in (("1", False), ("2", True))
     ]
-    with start(program, models[0]) as old, start(program, models[1]) as new:
-        digests = {ask(child, {"op": "hello"})[0]["model"] for child in (old, new)}
+    with StdioClient(models[0]) as old, StdioClient(models[1]) as new:
+        digests = {sidecar.ask("hello").header["model"] for sidecar in (old, new)}
     assert len(digests) == 2
 
 
@@ -156,52 +151,19 @@ def test_a_running_sidecar_goes_on_while_an_update_replaces_its_files(
 ) -> None:
     app = tmp_path / "app"
     shutil.copytree(program.parent, app / "vision-sidecar", symlinks=True)
-    with start(app / "vision-sidecar" / program.name, model) as child:
-        ask(child, {"op": "hello"})
+    installed = app / "vision-sidecar" / program.name
+    with StdioClient(model, executable=str(installed)) as sidecar:
+        assert sidecar.ask("hello").ok
         shutil.rmtree(app)  # the old version is gone, and the new one is not whole yet
         for path in program.parent.rglob("*"):
             if path.is_file():
-                new = app / "vision-sidecar" / path.relative_to(program.parent)
+                new = installed.parent / path.relative_to(program.parent)
                 new.parent.mkdir(parents=True, exist_ok=True)
                 new.write_bytes(b"half unpacked")
         for kind in ("PNG", "JPEG", "WEBP"):
             file = io.BytesIO()
             Image.new("RGB", (40, 30), (200, 20, 20)).save(file, kind)
-            image = {"name": "image", "datatype": "UINT8", "shape": [file.tell()]}
             params = {"outputs": ["pooled_embedding", "heatmap_png"], "heatmap": {}}
-            reply, *payloads = ask(
-                child, {"op": "encode", "inputs": [image], "params": params}, file.getvalue()
-            )
-            assert reply["ok"], (kind, reply)
-            assert len(payloads) == 2
-
-
-def start(program: Path, model: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [program, "stdio", "--model", model], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-
-
-def ask(child: subprocess.Popen[bytes], header: dict[str, Any], *payloads: bytes) -> list[Any]:
-    """One request over `stdio`; the reply's header, read, and its payloads."""
-    assert child.stdin is not None
-    assert child.stdout is not None
-    whole = {"v": 1, "id": 1, "inputs": [], "params": {}} | header
-    frames = [msgpack.packb(whole), *payloads]
-    child.stdin.write(struct.pack("<I", len(frames)))
-    for frame in frames:
-        child.stdin.write(struct.pack("<I", len(frame)) + frame)
-    child.stdin.flush()
-    answer = [read(child.stdout, u32(child.stdout)) for _ in range(u32(child.stdout))]
-    return [msgpack.unpackb(answer[0]), *answer[1:]]
-
-
-def u32(stream: IO[bytes]) -> int:
-    value: int = struct.unpack("<I", read(stream, 4))[0]
-    return value
-
-
-def read(stream: IO[bytes], count: int) -> bytes:
-    data = stream.read(count)
-    assert len(data) == count, "the sidecar ended its output"
-    return data
+            reply = sidecar.ask("encode", {"image": file.getvalue()}, params)
+            assert reply.ok, (kind, reply.message)
+            assert set(reply.arrays) == {"pooled_embedding", "heatmap_png"}
