@@ -25,12 +25,14 @@ export class Calls {
   readonly #open = new Map<number, Call>();
   /** Sent and given up by the caller: their ids are taken until the sidecar has answered. */
   readonly #abandoned = new Set<number>();
-  #lastId = -1;
+  #lastId: number;
   #link: Link | undefined;
   #admitting = false;
 
-  constructor(clock: Clock) {
+  /** Ids follow `lastId`. */
+  constructor(clock: Clock, lastId = -1) {
     this.#clock = clock;
+    this.#lastId = lastId;
   }
 
   /** Number of calls that have not settled. */

@@ -84,6 +84,7 @@ function fromMemory(input: Exclude<Input, PathInput>, maxBytes: number): NamedAr
 }
 
 function describe(input: Exclude<Input, PathInput>): NamedArray {
+  if (typeof input !== 'object' || input === null) throw unknown();
   if ('image' in input && isBytes(input.image)) {
     return {
       name: 'image',
@@ -107,31 +108,39 @@ function describe(input: Exclude<Input, PathInput>): NamedArray {
       data: bytesOf(pixelValues),
     };
   }
-  throw new SidecarError({
-    code: 'request.malformed',
-    message:
-      'expected { path }, { image: Uint8Array }, { rgb: Uint8Array, width, height } or { pixelValues: Float32Array, shape }; something else came.',
-  });
+  throw unknown();
 }
 
 // The file system's own errors tell the path, which may name a patient: they go no further than here.
 async function fromFile(path: string, maxBytes: number): Promise<NamedArray> {
   let data: Uint8Array;
   try {
-    checkBytes((await stat(path)).size, maxBytes);
+    const stats = await stat(path);
+    if (!stats.isFile()) throw unreadable('what the path names is no file.');
+    checkBytes(stats.size, maxBytes);
     data = await readFile(path);
   } catch (error) {
     if (error instanceof SidecarError) throw error;
-    const reason = (error as NodeJS.ErrnoException).code ?? 'unknown';
-    throw new SidecarError({
-      code: 'image.unreadable',
-      message:
-        reason === 'ENOENT'
-          ? 'there is no image file at the path given.'
-          : `the image file could not be read (${reason}).`,
-    });
+    const { code } = error as NodeJS.ErrnoException;
+    throw unreadable(
+      code === 'ENOENT'
+        ? 'there is no image file at the path given.'
+        : `the image file could not be read (${code}).`,
+    );
   }
   return { name: 'image', datatype: 'UINT8', shape: [data.length], data };
+}
+
+function unreadable(message: string): SidecarError {
+  return new SidecarError({ code: 'image.unreadable', message });
+}
+
+function unknown(): SidecarError {
+  return new SidecarError({
+    code: 'request.malformed',
+    message:
+      'expected { path }, { image: Uint8Array }, { rgb: Uint8Array, width, height } or { pixelValues: Float32Array, shape }; something else came.',
+  });
 }
 
 function checkSize(source: ArrayLike<number>, width: number, height: number, depth: number): void {

@@ -110,8 +110,10 @@ export function readEncoding(
   };
 }
 
+/** Not a Buffer, which is one of Node's own and would surprise who compares or clones it. */
 export function readPng(done: Done): Uint8Array {
-  return arrayOf(done, 'heatmap_png').data;
+  const { buffer, byteOffset, byteLength } = arrayOf(done, 'heatmap_png').data;
+  return new Uint8Array(buffer, byteOffset, byteLength);
 }
 
 /** `hello`'s header. */

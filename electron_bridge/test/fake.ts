@@ -1,0 +1,65 @@
+/** Starts the bridge on test/fixtures/child.cjs, which misbehaves as told. */
+
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import type { TestContext } from 'node:test';
+import { type StartOptions, VisionSidecar } from '../src/sidecar.js';
+import { POLICY, type Policy } from '../src/supervisor.js';
+
+export const child = path.resolve(__dirname, '..', '..', 'test', 'fixtures', 'child.cjs');
+
+export interface Asked extends StartOptions {
+  readonly policy?: Partial<Policy>;
+}
+
+/** Restarts come soon; what fails to start or is left open is closed when the test ends. */
+export async function startFake(
+  t: TestContext,
+  behaviour: string,
+  { policy, ...options }: Asked = {},
+): Promise<VisionSidecar> {
+  const modelDir = mkdtempSync(path.join(tmpdir(), 'fake-model-'));
+  writeFileSync(path.join(modelDir, 'manifest.json'), '{}');
+  const controller = new AbortController();
+  let sidecar: VisionSidecar | undefined;
+  t.after(async () => {
+    controller.abort();
+    await sidecar?.close();
+    rmSync(modelDir, { recursive: true });
+  });
+  sidecar = await VisionSidecar.start(
+    {
+      command: process.execPath,
+      args: [child, behaviour],
+      modelDir,
+      signal: controller.signal,
+      ...options,
+    },
+    { policy: { ...POLICY, backoffMs: [50, 50, 50, 50], graceMs: 300, ...policy } },
+  );
+  return sidecar;
+}
+
+/** Whether a process with this id lives. */
+export function lives(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Resolves when the sidecar is in `state`. */
+export function reached(sidecar: VisionSidecar, state: string): Promise<void> {
+  return new Promise((resolve) => {
+    const look = (): void => {
+      if (sidecar.state !== state) return;
+      sidecar.off('state', look);
+      resolve();
+    };
+    sidecar.on('state', look);
+    look();
+  });
+}

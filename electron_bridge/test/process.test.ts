@@ -1,0 +1,208 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import type { Asked } from './fake.js';
+import { lives, reached, startFake } from './fake.js';
+
+const image = new Uint8Array(8);
+
+/** Each fixture's typed error, and the options that make it come soon. */
+const failing: Record<string, [string, RegExp, Asked?]> = {
+  silent: ['sidecar.start_timeout', /within 300 ms/, { policy: { handshakeMs: 300 } }],
+  'never-ready': ['sidecar.start_timeout', /within 600 ms/, { startTimeoutMs: 600 }],
+  junk: ['sidecar.malformed', /line of JSON/],
+  'endless-line': ['sidecar.malformed', /line of JSON/],
+  'exits-early': ['sidecar.exited', /exit code 3.*shared object/],
+  'exits-early+floods-stderr': ['sidecar.exited', /exit code 3/],
+  'other-version': ['protocol.version', /version 9/],
+  fatal: ['model.invalid', /has changed/],
+  'silent+ignores-sigterm+ignores-eof': [
+    'sidecar.start_timeout',
+    /within 300 ms/,
+    { policy: { handshakeMs: 300 } },
+  ],
+};
+
+for (const [behaviour, [code, message, asked]] of Object.entries(failing)) {
+  test(`a child that is ${behaviour} is reported as ${code}`, async (t) => {
+    await assert.rejects(startFake(t, behaviour, asked), { code, message });
+  });
+}
+
+test('a program that is not there is reported as such', async (t) => {
+  await assert.rejects(startFake(t, '', { command: '/nowhere/vision-sidecar' }), {
+    code: 'sidecar.spawn_failed',
+    message: /ENOENT/,
+  });
+});
+
+test('arguments that no process can have are reported as such', async (t) => {
+  await assert.rejects(startFake(t, '', { args: ['\0'] }), { code: 'sidecar.spawn_failed' });
+});
+
+test('another model than the one asked for is refused', async (t) => {
+  await assert.rejects(startFake(t, 'good', { manifestSha256: 'cd'.repeat(32) }), {
+    code: 'model.mismatch',
+  });
+  assert.equal((await startFake(t, 'good', { manifestSha256: 'AB'.repeat(32) })).state, 'ready');
+});
+
+test('an aborted start leaves no process', async (t) => {
+  const controller = new AbortController();
+  const pids: number[] = [];
+  const starting = startFake(t, 'silent', {
+    signal: controller.signal,
+    log: ({ message }) => pids.push(Number(message)),
+    args: [
+      '-e',
+      'console.error(process.pid); process.stdin.resume().on("end", () => process.exit())',
+    ],
+    onState: () => setTimeout(() => controller.abort(), 200),
+  });
+  await assert.rejects(starting, { code: 'request.cancelled' });
+  assert.deepEqual(pids.filter(lives), []);
+});
+
+test('a slow child, and one that floods stderr, are none the worse', async (t) => {
+  for (const behaviour of ['slow', 'floods-stderr', 'endless-stderr']) {
+    assert.equal((await startFake(t, behaviour)).state, 'ready');
+  }
+});
+
+test('loading is told before ready', async (t) => {
+  const told: string[] = [];
+  await startFake(t, 'good', {
+    onState: (state, { phase }) => void told.push(phase ? `${state} ${phase}` : state),
+  });
+  assert.deepEqual(told, ['starting handshake', 'starting loading', 'ready']);
+});
+
+test('a child that exits after ready is restarted until the circuit opens', async (t) => {
+  const told: string[] = [];
+  const sidecar = await startFake(t, 'exits-after-ready', {
+    onState: (state) => void told.push(state),
+  });
+  await reached(sidecar, 'failed');
+  assert.equal(told.filter((state) => state === 'restarting').length, 4);
+  await assert.rejects(sidecar.encode({ image }), {
+    code: 'sidecar.failed',
+    message: /5 times.*exit code 7/,
+  });
+  await sidecar.start();
+  assert.equal(sidecar.state, 'ready');
+});
+
+test('all calls in flight reject when the sidecar dies, and later ones wait for the restart', async (t) => {
+  const sidecar = await startFake(t, 'never-answers');
+  const calls = Array.from({ length: 10 }, () => sidecar.encode({ image }));
+  const rejected = Promise.all(
+    calls.map((call) => assert.rejects(call, { code: 'sidecar.exited' })),
+  );
+  await sidecar.stats(); // they have been sent: this one is answered after them
+  process.kill(sidecar.pid as number, 'SIGKILL');
+  await rejected;
+  assert.equal((await sidecar.stats()).state, 'ready');
+});
+
+test('a call that waits for a restart waits no longer than its time', async (t) => {
+  const sidecar = await startFake(t, 'good', { policy: { backoffMs: [60_000] } });
+  process.kill(sidecar.pid as number, 'SIGKILL');
+  await reached(sidecar, 'restarting');
+  await assert.rejects(sidecar.encode({ image }, { timeoutMs: 50 }), { code: 'request.timeout' });
+});
+
+test('a stopped sidecar is killed and restarted', {
+  skip: process.platform === 'win32',
+}, async (t) => {
+  const sidecar = await startFake(t, 'good', { heartbeat: { intervalMs: 50, timeoutMs: 300 } });
+  const { pid } = sidecar;
+  process.kill(pid as number, 'SIGSTOP');
+  await assert.rejects(sidecar.encode({ image }), {
+    code: 'sidecar.exited',
+    message: /did not answer/,
+  });
+  await reached(sidecar, 'ready');
+  assert.notEqual(sidecar.pid, pid);
+});
+
+test('a sidecar that is silent while the computer sleeps is left alone', async (t) => {
+  const sidecar = await startFake(t, 'good', { heartbeat: { intervalMs: 20, timeoutMs: 100 } });
+  const { pid } = sidecar;
+  sidecar.suspended();
+  process.kill(pid as number, 'SIGSTOP');
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  process.kill(pid as number, 'SIGCONT');
+  sidecar.resumed();
+  await sidecar.stats();
+  assert.equal(sidecar.pid, pid);
+});
+
+test('a sidecar that answers nonsense is replaced', async (t) => {
+  const sidecar = await startFake(t, 'garbage');
+  await assert.rejects(sidecar.encode({ image }), { code: 'sidecar.malformed' });
+  assert.equal((await sidecar.stats()).state, 'ready');
+});
+
+test('a crash in machine code is answered by a start without our kernels', async (t) => {
+  const reasons: string[] = [];
+  const sidecar = await startFake(t, 'aborts-unless-off', {
+    log: ({ source, message }) => void (source === 'bridge' && reasons.push(message)),
+  });
+  assert.equal(sidecar.kernels, 'off');
+  assert.equal((await sidecar.stats()).kernels, 'off');
+  assert.match(reasons.join(), /SIGABRT.*kernels off/);
+});
+
+test('kernels that were asked to be off are off from the first start', async (t) => {
+  const sidecar = await startFake(t, 'aborts-unless-off', { kernels: 'off' });
+  assert.equal((await sidecar.stats()).kernels, 'off');
+});
+
+test('close ends the process, and rejects what is in flight', async (t) => {
+  const sidecar = await startFake(t, 'never-answers');
+  const pid = sidecar.pid as number;
+  const call = assert.rejects(sidecar.encode({ image }), { code: 'sidecar.closed' });
+  await sidecar.stats();
+  await sidecar.close();
+  await call;
+  assert.equal(lives(pid), false);
+  await sidecar.close();
+  await assert.rejects(sidecar.encode({ image }), { code: 'sidecar.closed' });
+  await assert.rejects(sidecar.start(), { code: 'sidecar.closed' });
+});
+
+test('a child that will not go is killed', async (t) => {
+  const sidecar = await startFake(t, 'ignores-shutdown+ignores-sigterm+ignores-eof');
+  const pid = sidecar.pid as number;
+  await sidecar.close();
+  assert.equal(lives(pid), false);
+});
+
+test('close while waiting to restart starts nothing more', async (t) => {
+  const sidecar = await startFake(t, 'good', { policy: { backoffMs: [60_000] } });
+  process.kill(sidecar.pid as number, 'SIGKILL');
+  await reached(sidecar, 'restarting');
+  await sidecar.close();
+  assert.equal(sidecar.pid, undefined);
+});
+
+test('keys are new at each start, and stand neither in arguments nor in the environment', async (t) => {
+  const script = `process.stdin.once('data', (line) => {
+    console.error(JSON.stringify({ line: String(line), argv: process.argv, env: process.env }));
+    process.exit(1);
+  })`;
+  const seen: string[] = [];
+  for (let round = 0; round < 2; round += 1) {
+    const lines: string[] = [];
+    const start = startFake(t, '', {
+      args: ['-e', script, '--'],
+      log: (entry) => void lines.push(entry.message),
+    });
+    await assert.rejects(start, { code: 'sidecar.exited' });
+    const told = JSON.parse(lines.find((line) => line.includes('argv')) as string);
+    const key = JSON.parse(told.line).client_public_key as string;
+    assert.equal(key.length, 40);
+    assert.ok(!JSON.stringify([told.argv, told.env]).includes(key));
+    seen.push(key);
+  }
+  assert.notEqual(seen[0], seen[1]);
+});

@@ -1,0 +1,188 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import {
+  type Effect,
+  type Event,
+  type Exit,
+  initial,
+  next,
+  POLICY,
+  type State,
+} from '../src/supervisor.js';
+
+type Simple = Exclude<Event['kind'], 'wedged' | 'refused' | 'exited'>;
+/** An event, or how many milliseconds pass. */
+type Move = Simple | Event | number;
+
+const python: Exit = { reason: 'exit code 1', native: false, stderr: ['Traceback', 'boom'] };
+const segv: Exit = { reason: 'signal SIGSEGV', native: true, stderr: [] };
+const crash: Event = { kind: 'exited', exit: python };
+const nativeCrash: Event = { kind: 'exited', exit: segv };
+const fatal: Event = {
+  kind: 'refused',
+  fault: { code: 'model.invalid', message: 'changed.' },
+  final: true,
+};
+const wedged: Event = { kind: 'wedged', fault: { code: 'sidecar.exited', message: 'silent.' } };
+
+const up: Move[] = ['start', 'listening', 'ready'];
+const again: Move[] = ['timeUp', 'listening', 'ready'];
+
+/** Feed moves from the beginning; return where we end, and the effects of the last one. */
+function after(...moves: Move[]): { state: State; effects: Effect[]; kinds: string[] } {
+  let state: State = initial('auto');
+  let effects: Effect[] = [];
+  let at = 0;
+  for (const move of moves) {
+    if (typeof move === 'number') {
+      at += move;
+      continue;
+    }
+    const event = typeof move === 'string' ? ({ kind: move } as Event) : move;
+    [state, ...effects] = next(state, event, POLICY, at);
+  }
+  return { state, effects, kinds: effects.map((effect) => effect.kind) };
+}
+
+function waits(...moves: Move[]): number | undefined {
+  const timer = after(...moves).effects.find((effect) => effect.kind === 'setTimer');
+  return timer?.ms;
+}
+
+test('is ready only once the child has said so', () => {
+  assert.equal(after('start').state.kind, 'starting');
+  assert.equal(after('start', 'listening').state.kind, 'starting');
+  assert.equal(after(...up).state.kind, 'ready');
+});
+
+test('calls are admitted when it is ready', () => {
+  assert.deepEqual(after(...up).kinds, ['clearTimer', 'admit']);
+});
+
+test('a child that never answers is killed', () => {
+  assert.deepEqual(after('start', 'timeUp').kinds, ['disconnect', 'clearTimer', 'kill']);
+});
+
+test('one that never answered on the first start is not tried again', () => {
+  const { state } = after('start', 'timeUp', crash);
+  assert.ok(state.kind === 'failed');
+  assert.equal(state.fault.code, 'sidecar.start_timeout');
+  assert.deepEqual(state.fault.stderr, ['Traceback', 'boom']);
+});
+
+test('loading has what is left of the time for starting', () => {
+  assert.equal(waits('start', 4000, 'listening'), POLICY.startMs - 4000);
+});
+
+test('a crash before it was ever ready is a failure, with its last words', () => {
+  const { state } = after('start', crash);
+  assert.ok(state.kind === 'failed');
+  assert.equal(state.fault.code, 'sidecar.exited');
+  assert.match(state.fault.message, /exit code 1.*boom/);
+});
+
+test('a crash fails the calls in flight before it waits to restart', () => {
+  assert.deepEqual(after(...up, crash).kinds, ['disconnect', 'setTimer']);
+});
+
+test('restarts wait 0.25, 1, 4 and 15 s, a fifth more or less', () => {
+  const four = [crash, ...again, crash, ...again, crash, ...again, crash];
+  assert.equal(waits(...up, ...four.slice(0, 1)), 250);
+  assert.equal(waits(...up, ...four.slice(0, 5)), 1000);
+  assert.equal(waits(...up, ...four.slice(0, 9)), 4000);
+  assert.equal(waits(...up, ...four), 15_000);
+  const timer = after(...up, crash).effects.at(-1);
+  assert.equal(timer?.kind === 'setTimer' && timer.jitter, 0.2);
+});
+
+const five: Move[] = [crash, ...again, crash, ...again, crash, ...again, crash, ...again, crash];
+
+test('the fifth crash within three minutes opens the circuit, and all calls fail', () => {
+  const { state, kinds } = after(...up, ...five);
+  assert.ok(state.kind === 'failed');
+  assert.equal(state.fault.code, 'sidecar.failed');
+  assert.deepEqual(state.fault.stderr, ['Traceback', 'boom']);
+  assert.deepEqual(kinds, ['failAll', 'clearTimer']);
+});
+
+test('a crash three minutes ago is forgotten', () => {
+  const { state } = after(...up, ...five.slice(0, -1), POLICY.windowMs, crash);
+  assert.equal(state.kind, 'restarting');
+  assert.equal(waits(...up, ...five.slice(0, -1), POLICY.windowMs, crash), 250);
+});
+
+test('start closes the circuit again, with a clean record', () => {
+  const { state, kinds } = after(...up, ...five, 'start');
+  assert.equal(state.kind, 'starting');
+  assert.deepEqual(state.crashes, []);
+  assert.deepEqual(kinds, ['spawn', 'setTimer']);
+});
+
+test('a child that says why it gives up is not tried again', () => {
+  const { state } = after(...up, crash, 'timeUp', fatal, crash);
+  assert.ok(state.kind === 'failed');
+  assert.equal(state.fault.code, 'model.invalid');
+});
+
+test('a child that gives up has a moment to go, then is killed', () => {
+  assert.equal(waits('start', fatal), POLICY.farewellMs);
+  assert.deepEqual(after('start', fatal, 'timeUp').kinds, ['kill']);
+});
+
+test('a wedged child is killed at once, its calls fail at once, and it is restarted', () => {
+  assert.deepEqual(after(...up, wedged).kinds, ['disconnect', 'clearTimer', 'kill']);
+  assert.equal(after(...up, wedged, nativeCrash).state.kind, 'restarting');
+});
+
+test('a restart that hangs is killed and counts as a crash', () => {
+  const { state } = after(...up, crash, 'timeUp', 'timeUp', crash);
+  assert.equal(state.kind, 'restarting');
+  assert.equal(state.crashes.length, 2);
+});
+
+test('a crash in machine code turns the kernels off, once, and says so', () => {
+  const first = after(...up, nativeCrash);
+  assert.equal(first.state.kernels, 'off');
+  assert.deepEqual(first.kinds, ['disconnect', 'kernelsOff', 'setTimer']);
+  assert.deepEqual(after(...up, nativeCrash, 'timeUp').effects[0], {
+    kind: 'spawn',
+    kernels: 'off',
+  });
+  assert.ok(!after(...up, nativeCrash, ...again, nativeCrash).kinds.includes('kernelsOff'));
+});
+
+test('kernels that crash on the very first start do not keep the app from starting', () => {
+  assert.equal(after('start', nativeCrash).state.kind, 'restarting');
+  assert.equal(after('start', nativeCrash, 'timeUp', nativeCrash).state.kind, 'failed');
+});
+
+test('stop asks the child to shut down, then closes its stdin, then kills it, within 5 s', () => {
+  assert.deepEqual(after(...up, 'stop').kinds, ['shutdown', 'failAll', 'setTimer']);
+  assert.deepEqual(after(...up, 'stop', 'timeUp').kinds, ['terminate', 'setTimer']);
+  assert.deepEqual(after(...up, 'stop', 'timeUp', 'timeUp').kinds, ['failAll', 'kill', 'setTimer']);
+  assert.equal(after(...up, 'stop', 'timeUp', 'timeUp', 'timeUp').state.kind, 'closed');
+  const total = [['stop'], ['stop', 'timeUp'], ['stop', 'timeUp', 'timeUp']] as const;
+  assert.ok(total.reduce((sum, moves) => sum + (waits(...up, ...moves) ?? 0), 0) <= 5000);
+});
+
+test('an exit that was asked for is not a crash', () => {
+  assert.equal(after(...up, 'stop', nativeCrash).state.kind, 'closed');
+});
+
+test('stop while waiting to restart starts nothing', () => {
+  const { state, kinds } = after(...up, crash, 'stop');
+  assert.equal(state.kind, 'closed');
+  assert.deepEqual(kinds, ['failAll', 'clearTimer']);
+});
+
+test('closed is for good', () => {
+  assert.equal(after(...up, crash, 'stop', 'start').state.kind, 'closed');
+});
+
+test('what dies while the computer sleeps, or soon after, is restarted without being counted', () => {
+  const asleep = after(...up, 'suspended', 3_600_000, crash);
+  assert.equal(asleep.state.kind, 'restarting');
+  assert.deepEqual(asleep.state.crashes, []);
+  assert.deepEqual(after(...up, 'suspended', 'resumed', 9000, crash).state.crashes, []);
+  assert.equal(after(...up, 'suspended', 'resumed', 11_000, crash).state.crashes.length, 1);
+});
