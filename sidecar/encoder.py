@@ -58,6 +58,7 @@ class Encoding:
 
     arrays: dict[str, Array | NDArray[np.uint8]]
     resolution: tuple[int, int]
+    images: int
     preprocess_ms: float
     inference_ms: float
 
@@ -75,11 +76,17 @@ class Encoder:
         RequestUnsupported.
         """
         run = run or Run()
+        run.check()
         begun = time.perf_counter()
         pixel_values, over = self._preprocess(job)
         ready = time.perf_counter()
         arrays = self._infer(pixel_values, run)
         done = time.perf_counter()
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise TensorNotFinite(
+                "the model's outputs are not finite numbers for this input. Check its "
+                "preprocessing: pixels / 255, less mean, over std."
+            )
         height, width = pixel_values.shape[2:]
         if HEATMAP_PNG in job.outputs:
             size = (height, width) if over is None else over.shape[:2]
@@ -88,6 +95,7 @@ class Encoder:
         return Encoding(
             arrays={name: arrays[name] for name in job.outputs},
             resolution=(height, width),
+            images=len(pixel_values),
             preprocess_ms=(ready - begun) * 1e3,
             inference_ms=(done - ready) * 1e3,
         )
@@ -113,7 +121,8 @@ class Encoder:
         rgb = source.rgb
         if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
             raise TensorShape(
-                f"expected rgb of shape [height, width, 3]; {_shape(rgb.shape)} came."
+                f"expected rgb of shape [height, width, 3], none of them 0; "
+                f"{_shape(rgb.shape)} came."
             )
         height, width = rgb.shape[:2]
         images.check_size(width, height, self.max_pixels)

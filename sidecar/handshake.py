@@ -38,7 +38,9 @@ def parse(line: bytes) -> Offer:
     except (ValueError, RecursionError) as error:
         raise HandshakeMalformed(f"{_EXPECTED}; something else came. {_HINT}") from error
     match offer:
-        case {"protocol": [int(lowest), int(highest)], "client_public_key": str(key)}:
+        case {"protocol": [int(lowest), int(highest)], "client_public_key": str(key)} if (
+            type(lowest) is type(highest) is int  # a bool is one too, says Python
+        ):
             pass
         case _:
             raise HandshakeMalformed(f"{_EXPECTED}; other keys or types came.")

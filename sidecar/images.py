@@ -20,6 +20,8 @@ DECODERS = (MpoImagePlugin, WebPImagePlugin)  # JPEG with several images, and We
 
 Image.MAX_IMAGE_PIXELS = None  # `decode` applies a stricter bound, as an error, before any pixel
 
+MAX_SCANS = 100  # of a JPEG; each costs a pass over the image, and a progressive one has about ten
+
 Rgb = NDArray[np.uint8]  # [height, width, 3]
 PixelValues = NDArray[np.float32]  # [n, 3, height, width]
 
@@ -30,6 +32,8 @@ def decode(data: bytes | memoryview, max_pixels: int) -> Rgb:
     EXIF orientation is applied, transparency lies on white, 16-bit grey keeps its upper 8 bits, and
     of an animation the first frame counts. Raises ImageUnreadable, ImageTooLarge.
     """
+    if data[:2] == b"\xff\xd8" and bytes(data).count(b"\xff\xda") > MAX_SCANS:
+        raise ImageUnreadable(f"the JPEG has more than {MAX_SCANS} scans. Save it again.")
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             check_size(image.width, image.height, max_pixels)
@@ -42,7 +46,9 @@ def decode(data: bytes | memoryview, max_pixels: int) -> Rgb:
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raises ImageTooLarge, before anything is decoded or copied."""
+    """Raises ImageUnreadable, ImageTooLarge, before anything is decoded or copied."""
+    if width < 1 or height < 1:
+        raise ImageUnreadable(f"the image is {width} x {height} pixels; it has none.")
     if width * height > max_pixels:
         raise ImageTooLarge(
             f"the image has {width} x {height} pixels, more than the {max_pixels} allowed. "

@@ -7,21 +7,21 @@ which kills the sidecars of healthy apps.
 
 import os
 import threading
-from typing import BinaryIO
 
+STDIN = 0
 ORPHANED = 0  # nobody is left to read an exit status
 
 
-def watch(stdin: BinaryIO) -> None:
+def watch() -> None:
     """Exit, whatever the process is doing, at end of file. Import native modules before this:
     on Windows a thread that reads a pipe can block the loading of a library (numpy#24290).
     """
-    threading.Thread(target=_wait, args=(stdin.fileno(),), name="lifeline", daemon=True).start()
+    threading.Thread(target=_wait, name="lifeline", daemon=True).start()
 
 
-def _wait(stdin: int) -> None:
+def _wait() -> None:
     try:
-        while os.read(stdin, 4096):  # whatever else the parent writes means nothing
+        while os.read(STDIN, 4096):  # whatever else the parent writes means nothing
             pass
     except OSError:
         pass

@@ -7,22 +7,24 @@ paths, keys or messages of errors.
 import contextlib
 import json
 import logging
+import os
 import queue
 import threading
 import time
 import traceback
-from typing import TextIO
+import warnings
 
+STDERR = 2
 BACKLOG = 1000  # lines kept for a reader that stalls; more are dropped
 
 _FIELDS = ("request", "op", "code", "queue_ms", "preprocess_ms", "inference_ms", "total_ms")
 
 
 class StderrHandler(logging.Handler):
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, descriptor: int) -> None:
         super().__init__()
-        self._stream = stream
-        self._lines: queue.Queue[str] = queue.Queue(BACKLOG)
+        self._descriptor = descriptor
+        self._lines: queue.Queue[bytes] = queue.Queue(BACKLOG)
         threading.Thread(target=self._write, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -38,20 +40,31 @@ class StderrHandler(logging.Handler):
     def _write(self) -> None:
         while True:
             line = self._lines.get()
-            with contextlib.suppress(OSError, ValueError):  # closed: no reason to stop
-                self._stream.write(line)
-                self._stream.flush()
+            with contextlib.suppress(OSError):  # closed: no reason to stop
+                while line:
+                    line = line[os.write(self._descriptor, line) :]
             self._lines.task_done()
 
 
-def start(stream: TextIO) -> StderrHandler:
-    """Send the records of every logger to `stream`."""
-    handler = StderrHandler(stream)
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+def start(descriptor: int = STDERR) -> StderrHandler:
+    """Send our own records to `descriptor`. Other people's may hold paths, and go nowhere."""
+    handler = StderrHandler(descriptor)
+    ours = logging.getLogger("sidecar")
+    ours.handlers = [handler]
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    logging.getLogger().handlers = [logging.NullHandler()]
+    warnings.simplefilter("ignore")  # Pillow warns of odd files, in words that may quote them
+    threading.excepthook = _note_failure
     return handler
 
 
-def _line(record: logging.LogRecord) -> str:
+def _note_failure(failure: threading.ExceptHookArgs) -> None:
+    if failure.exc_value is not None:
+        logging.getLogger("sidecar").error("a thread failed", exc_info=failure.exc_value)
+
+
+def _line(record: logging.LogRecord) -> bytes:
     content = {"time": round(record.created, 3), "level": record.levelname.lower()}
     content["message"] = record.getMessage()
     content |= {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
@@ -60,4 +73,4 @@ def _line(record: logging.LogRecord) -> str:
         content["error"] = record.exc_info[0].__name__
         frames = traceback.extract_tb(record.exc_info[2])
         content["at"] = [f"{frame.name}:{frame.lineno}" for frame in frames]
-    return json.dumps(content) + "\n"
+    return json.dumps(content).encode() + b"\n"

@@ -5,11 +5,13 @@ files, it does not open them.
 """
 
 import json
+import math
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import file_digest, sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from sidecar.errors import ModelInvalid
@@ -18,6 +20,8 @@ FORMAT = 1
 NAME = "manifest.json"
 GRID = 16  # every image becomes GRID x GRID tokens
 TOKENS = GRID * GRID
+RESAMPLES = ("nearest", "bilinear", "bicubic", "lanczos")
+MAX_BYTES = 2**20  # of the manifest itself
 
 REBUILD = "Build the model directory again with `python -m build`, or copy it again."
 
@@ -79,7 +83,10 @@ def read(directory: Path) -> Manifest:
     """
     path = directory / NAME
     try:
-        content = path.read_bytes()
+        if path.is_symlink() or not stat.S_ISREG(path.stat().st_mode):
+            raise ModelInvalid(f"{NAME} is a link or no file. {REBUILD}")
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise ModelInvalid(
             f"expected a model directory with a {NAME}, found none. "
@@ -87,9 +94,11 @@ def read(directory: Path) -> Manifest:
         ) from error
     except OSError as error:
         raise ModelInvalid(f"{NAME} cannot be read: {error.strerror}. {REBUILD}") from error
+    if len(content) > MAX_BYTES:
+        raise ModelInvalid(f"{NAME} is larger than {MAX_BYTES} bytes. {REBUILD}")
     try:
         fields = json.loads(content)
-    except ValueError as error:  # UnicodeDecodeError is one too
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError too
         raise ModelInvalid(f"{NAME} is not JSON. {REBUILD}") from error
     if not isinstance(fields, dict):
         raise ModelInvalid(f"{NAME} is not a JSON object. {REBUILD}")
@@ -109,6 +118,8 @@ def check_files(manifest: Manifest, directory: Path) -> None:
         if path.is_symlink() or path.resolve().parent != root:
             raise ModelInvalid(f"{name} is a link or lies outside the model directory. {REBUILD}")
         try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise ModelInvalid(f"{name} is no file. {REBUILD}")
             size = path.stat().st_size
             if size != expected.bytes:
                 raise ModelInvalid(
@@ -168,7 +179,7 @@ def _parse(fields: dict[str, Any], digest: str) -> Manifest:
         )
     except KeyError as error:
         raise ModelInvalid(f"{NAME} lacks the key {error}. {REBUILD}") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelInvalid(f"{NAME} has a value of the wrong type: {error}. {REBUILD}") from error
     _check(manifest)
     return manifest
@@ -176,8 +187,11 @@ def _parse(fields: dict[str, Any], digest: str) -> Manifest:
 
 def _check(manifest: Manifest) -> None:
     for name, file in manifest.files.items():
-        if PurePosixPath(name).name != name or "\\" in name or name in ("", ".", ".."):
-            raise ModelInvalid(f"{NAME} names a file outside the model directory. {REBUILD}")
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise ModelInvalid(
+                f"{NAME} names a file outside the model directory, or with other characters than "
+                f"letters, digits, dot, dash and underscore. {REBUILD}"
+            )
         if not re.fullmatch(r"[0-9a-f]{64}", file.sha256) or file.bytes < 0:
             raise ModelInvalid(f"{NAME} has no proper size and SHA-256 for {name}. {REBUILD}")
     if manifest.graph not in manifest.files:
@@ -188,8 +202,12 @@ def _check(manifest: Manifest) -> None:
         raise ModelInvalid(f"{NAME} has resolutions that are not multiples of {step}. {REBUILD}")
     if manifest.default_resolution not in sides:
         raise ModelInvalid(f"{NAME} has a default resolution that it does not allow. {REBUILD}")
-    if min(manifest.vision_hidden, manifest.text_hidden) <= 0 or 0 in manifest.normalisation.std:
-        raise ModelInvalid(f"{NAME} has a size or a deviation of zero. {REBUILD}")
+    if min(manifest.vision_hidden, manifest.text_hidden) <= 0:
+        raise ModelInvalid(f"{NAME} has a hidden size below 1. {REBUILD}")
+    how = manifest.normalisation
+    numbers = (*how.mean, *how.std, how.rescale)
+    if how.resample not in RESAMPLES or 0 in how.std or not all(map(math.isfinite, numbers)):
+        raise ModelInvalid(f"{NAME} has a normalisation that cannot be computed. {REBUILD}")
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

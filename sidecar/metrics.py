@@ -1,16 +1,18 @@
 """Counts and times of what was answered, for `stats`. No pixels, names or paths come here."""
 
-import os
 import sys
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
-from statistics import quantiles
+from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 WINDOW = 256  # the latest requests of a resolution that its quantiles are taken over
 
 STAGES = ("queue_ms", "preprocess_ms", "inference_ms", "total_ms")
+
+_STATUS = {"VmRSS": "rss_bytes", "VmHWM": "peak_rss_bytes"}
 
 
 class Metrics:
@@ -19,6 +21,7 @@ class Metrics:
     def __init__(self) -> None:
         self.begun = time.monotonic()
         self._counts: Counter[tuple[str, str]] = Counter()
+        self._image_ms: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW))
         self._times: dict[str, dict[str, deque[float]]] = defaultdict(
             lambda: {stage: deque(maxlen=WINDOW) for stage in STAGES}
         )
@@ -27,11 +30,13 @@ class Metrics:
         """`code` is `ok` or that of an error."""
         self._counts[op, code] += 1
 
-    def time(self, resolution: tuple[int, int], timing: Mapping[str, float]) -> None:
-        """`timing` in milliseconds by stage, of one image."""
-        times = self._times[f"{resolution[0]}x{resolution[1]}"]
+    def time(self, resolution: tuple[int, int], images: int, timing: Mapping[str, float]) -> None:
+        """`timing` in milliseconds by stage, of a request with that many images."""
+        name = f"{resolution[0]}x{resolution[1]}"
         for stage in STAGES:
-            times[stage].append(timing[stage])
+            self._times[name][stage].append(timing[stage])
+        busy = timing["preprocess_ms"] + timing["inference_ms"]
+        self._image_ms[name].append(busy / images)
 
     def report(self) -> dict[str, Any]:
         counts: dict[str, dict[str, int]] = defaultdict(dict)
@@ -44,14 +49,10 @@ class Metrics:
                 resolution: {stage: _quantiles(list(values)) for stage, values in times.items()}
                 for resolution, times in self._times.items()
             },
-            # What a request would take if nothing were before it: for an app's progress bar.
+            # What one image would take if nothing were before it: for an app's progress bar.
             "expected_ms": {
-                resolution: round(
-                    _quantiles(list(times["preprocess_ms"]))["p50"]
-                    + _quantiles(list(times["inference_ms"]))["p50"],
-                    1,
-                )
-                for resolution, times in self._times.items()
+                resolution: round(median(values), 1)
+                for resolution, values in self._image_ms.items()
             },
             "memory": memory(),
         }
@@ -61,9 +62,12 @@ def memory() -> dict[str, int]:
     """Bytes this process holds now and held at most, as far as the system tells."""
     found: dict[str, int] = {}
     if sys.platform == "linux":
-        with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 (hot path)
-            found["rss_bytes"] = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    if sys.platform != "win32":
+        # Not getrusage: its peak is the parent's, until ours is higher.
+        for line in Path("/proc/self/status").read_text("ascii").splitlines():
+            key, _, value = line.partition(":")
+            if key in _STATUS:
+                found[_STATUS[key]] = int(value.split()[0]) * 1024
+    elif sys.platform != "win32":
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

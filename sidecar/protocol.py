@@ -172,7 +172,7 @@ def _header(frames: Sequence[Frame]) -> dict[str, Any]:
 
 def _request(id: int, header: Mapping[str, Any], payloads: Sequence[Frame]) -> Request:
     version = header.get("v")
-    if version != VERSION or isinstance(version, bool):
+    if type(version) is not int or version != VERSION:
         raise ProtocolVersion(
             f"the message has protocol version {_short(version)}; this sidecar speaks {VERSION}."
         )
@@ -234,7 +234,10 @@ def _array(name: str, datatype: str, shape: list[Any], payload: Frame) -> NDArra
             f"{_short(name)} declares {datatype} {shape}, which is {expected} bytes; "
             f"its payload has {len(payload)}."
         )
-    array = np.frombuffer(payload, dtype).reshape(shape)
+    try:
+        array = np.frombuffer(payload, dtype).reshape(shape)
+    except ValueError as error:  # numpy cannot hold [0, 2**32 - 1, 2**32 - 1]
+        raise RequestMalformed(f"{_short(name)} declares a shape beyond reason.") from error
     return np.require(array, requirements="A")  # a frame may begin at any byte
 
 

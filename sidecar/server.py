@@ -15,16 +15,18 @@ from collections.abc import Callable
 import zmq
 from zmq.utils import z85
 
+from sidecar.errors import Internal, SidecarError
+from sidecar.outbox import Outbox
 from sidecar.protocol import Frame
-from sidecar.service import Client, Service
+from sidecar.service import BUG, Client, Service
 from sidecar.settings import Limits
 
 log = logging.getLogger(__name__)
 
 LINGER_MS = 1000
 HANDSHAKE_MS = 2000
-QUEUED_REPLIES = 4  # that ZeroMQ holds for one peer; beyond these they wait in our outbox
-OUTBOX_BYTES = 64 * 2**20  # of replies that one peer does not fetch; beyond these it loses replies
+QUEUED_MESSAGES = 4  # that ZeroMQ holds for one peer; further replies wait in our outbox
+SLACK = 2  # frames up to this many times too large get an answer; larger ones end the connection
 RETRY_MS = 20
 
 
@@ -47,7 +49,7 @@ class Server:
         self._wake_out.connect("inproc://wake")
         self._wake_lock = threading.Lock()
         self._outgoing: deque[tuple[Client, list[Frame]]] = deque()
-        self._outboxes: dict[bytes, deque[list[Frame]]] = {}
+        self._outboxes: dict[bytes, Outbox] = {}
         self._stopping = False
 
         router = self._context.socket(zmq.ROUTER)
@@ -56,10 +58,10 @@ class Server:
         router.curve_secretkey = secret
         router.zap_domain = b"sidecar"
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        router.setsockopt(zmq.MAXMSGSIZE, limits.max_frame_bytes)
+        router.setsockopt(zmq.MAXMSGSIZE, SLACK * limits.max_frame_bytes)
         router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        router.setsockopt(zmq.SNDHWM, QUEUED_REPLIES)
-        router.setsockopt(zmq.RCVHWM, QUEUED_REPLIES)
+        router.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES)
+        router.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES)
         router.setsockopt(zmq.LINGER, LINGER_MS)
         port = router.bind_to_random_port("tcp://127.0.0.1")
         self.endpoint = f"tcp://127.0.0.1:{port}"
@@ -70,16 +72,19 @@ class Server:
         self._outgoing.append((client, frames))
         self._wake()
 
-    def start(self, service: Service, on_stopped: Callable[[], None]) -> None:
-        """Serve in a thread of its own until `stop`, then flush and call `on_stopped`."""
+    def start(self, service: Service, on_stopped: Callable[[SidecarError | None], None]) -> None:
+        """Serve in a thread of its own until `stop`, then flush and call `on_stopped`; with the
+        reason, if it was not `stop` that ended it.
+        """
 
         def serve() -> None:
             try:
                 self._serve(service)
             except Exception:
                 log.exception("the server failed")
-            finally:
-                on_stopped()
+                on_stopped(Internal(BUG))
+            else:
+                on_stopped(None)
 
         threading.Thread(target=serve, name="zmq", daemon=True).start()
 
@@ -108,16 +113,21 @@ class Server:
             if self._wake_in in ready:
                 self._wake_in.recv()
             if self._router in ready:
-                identity, *frames = self._router.recv_multipart(copy=False)
-                service.handle(identity.bytes, [frame.buffer for frame in frames])
+                self._receive(service)
             self._send_all()
         end = time.monotonic() + LINGER_MS / 1e3
+        while self._router.poll(0) and time.monotonic() < end:
+            self._receive(service)  # what came before the end is owed an answer, too
         self._send_all()
         while self._outboxes and time.monotonic() < end:
             time.sleep(RETRY_MS / 1e3)
             self._send_all()
         with self._wake_lock:
             self._context.destroy(LINGER_MS)
+
+    def _receive(self, service: Service) -> None:
+        identity, *frames = self._router.recv_multipart(copy=False)
+        service.handle(identity.bytes, [frame.buffer for frame in frames])
 
     def _authenticate(self) -> None:
         version, request_id, _domain, _address, _identity, mechanism, *credentials = (
@@ -137,11 +147,8 @@ class Server:
         while self._outgoing:
             client, frames = self._outgoing.popleft()
             assert isinstance(client, bytes)
-            outbox = self._outboxes.setdefault(client, deque())
-            if sum(_size(waiting) for waiting in outbox) + _size(frames) > OUTBOX_BYTES:
+            if not self._outboxes.setdefault(client, Outbox()).put(frames):
                 log.warning("a peer does not fetch its replies; one was dropped")
-            else:
-                outbox.append(frames)
         for client in list(self._outboxes):
             if self._flush(client):
                 del self._outboxes[client]
@@ -151,19 +158,15 @@ class Server:
         outbox = self._outboxes[client]
         while outbox:
             try:
-                self._router.send_multipart([client, *outbox[0]], zmq.NOBLOCK, copy=False)
+                self._router.send_multipart([client, *outbox.first()], zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return False
             except zmq.ZMQError as error:
                 if error.errno != zmq.EHOSTUNREACH:
                     raise
                 return True  # it has gone, and its replies with it
-            outbox.popleft()
+            outbox.drop_first()
         return True
-
-
-def _size(frames: list[Frame]) -> int:
-    return sum(len(frame) for frame in frames)
 
 
 def client_key(text: str) -> bytes:

@@ -20,6 +20,7 @@ from sidecar.errors import (
     ModelLoading,
     RequestCancelled,
     RequestDuplicateId,
+    RequestTooLarge,
     SidecarError,
 )
 from sidecar.manifest import Manifest
@@ -78,9 +79,7 @@ class Service:
         self._load = load
         self._deliver = deliver
         self._on_ready = on_ready
-        self._on_finished = (
-            on_finished  # all is answered and no more will be, or why nothing can be
-        )
+        self._on_finished = on_finished  # all is answered and no more will be, or why none can be
         self._changed = threading.Condition()
         self._queue: deque[Task] = deque()
         self._open: dict[tuple[Client, int], Task] = {}
@@ -101,14 +100,14 @@ class Service:
     def handle(self, client: Client, frames: Sequence[Frame]) -> None:
         """Take one message. Returns soon: what takes long is done by the worker."""
         try:
-            request = protocol.decode(frames)
+            self._handle(client, protocol.decode(frames))
         except Unreadable as unreadable:
             self._answer(client, "unreadable", unreadable.reply)
-            return
         except Exception:
-            log.exception("a message could not be read")
+            log.exception("a message could not be handled")
             self.refuse(client, Internal(BUG))
-            return
+
+    def _handle(self, client: Client, request: protocol.Request) -> None:
         if (client, request.id) in self._open:
             error = RequestDuplicateId(
                 f"the id {request.id} is still in flight. Give every request an id of its own."
@@ -124,8 +123,9 @@ class Service:
                 cancelled = self._cancel(client, request.target)
                 self._answer(client, request.op, Done(request.id, fields={"cancelled": cancelled}))
             case Shutdown():
-                self.end()
+                self._cancel_all()
                 self._answer(client, request.op, Done(request.id))
+                self._on_finished(None)
             case Encode():
                 try:
                     self._accept(Task(client, request))
@@ -137,13 +137,11 @@ class Service:
         self._answer(client, "unreadable", Failed(None, error))
 
     def end(self) -> None:
-        """Take no new work, cancel all that is pending, and finish."""
-        with self._changed:
-            self._ending = True
-            keys = list(self._open)
-            self._changed.notify_all()
-        for client, id in keys:
-            self._cancel(client, id)
+        """Take no new work, cancel all that is pending, and finish: a run that winds down, or a
+        model that still loads, is not waited for.
+        """
+        self._cancel_all()
+        self._on_finished(None)
 
     def drain(self) -> None:
         """Take no new work, do all that was accepted, and finish."""
@@ -157,6 +155,12 @@ class Service:
                 raise RequestCancelled("the sidecar is shutting down.")
             if self._encoder is None:
                 raise ModelLoading("the model is loading. Wait for the ready event, or try again.")
+            allowed = min(self.limits.max_frame_bytes, self.limits.max_queue_bytes)
+            if task.request.bytes > allowed:
+                raise RequestTooLarge(
+                    f"the request has {task.request.bytes} bytes of input; {allowed} are allowed. "
+                    "Send fewer or smaller images at a time."
+                )
             if (
                 len(self._open) >= self.limits.max_queue
                 or self._bytes + task.request.bytes > self.limits.max_queue_bytes
@@ -171,40 +175,52 @@ class Service:
             self._queue.append(task)
             self._changed.notify_all()
 
-    def _cancel(self, client: Client, id: int) -> bool:
-        task = self._close(client, id)
-        if task is None:
-            return False
-        task.run.terminate()
+    def _cancel_all(self) -> None:
         with self._changed:
+            self._ending = True
+            keys = list(self._open)
+            self._changed.notify_all()
+        for client, id in keys:
+            self._cancel(client, id)
+
+    def _cancel(self, client: Client, id: int) -> bool:
+        with self._changed:
+            task = self._open.pop((client, id), None)
+            if task is None:
+                return False
             if task in self._queue:
                 self._queue.remove(task)
                 self._bytes -= task.request.bytes
+        task.run.terminate()
         error = RequestCancelled("the request was cancelled.")
         self._answer(client, task.request.op, Failed(id, error))
         return True
 
-    def _close(self, client: Client, id: int) -> Task | None:
+    def _close(self, task: Task) -> bool:
+        """Whether a reply is still owed; a client may reuse the id of a request it cancelled."""
+        key = (task.client, task.request.id)
         with self._changed:
-            return self._open.pop((client, id), None)
+            owed = self._open.get(key) is task
+            if owed:
+                del self._open[key]
+        return owed
 
     def _work(self) -> None:
         try:
             encoder = self._load()
+            with self._changed:
+                self._encoder = encoder
+                if not self._ending:
+                    self._on_ready()
+            while (task := self._next()) is not None:
+                self._perform(encoder, task)
         except SidecarError as error:
             self._on_finished(error)
-            return
         except Exception:
-            log.exception("the model could not be loaded")
+            log.exception("the worker failed")
             self._on_finished(Internal(BUG))
-            return
-        with self._changed:
-            self._encoder = encoder
-            if not self._ending:
-                self._on_ready()
-        while (task := self._next()) is not None:
-            self._perform(encoder, task)
-        self._on_finished(None)
+        else:
+            self._on_finished(None)
 
     def _next(self) -> Task | None:
         with self._changed:
@@ -235,8 +251,8 @@ class Service:
             self._bytes -= task.request.bytes
             if timing:
                 timing["total_ms"] = (time.perf_counter() - task.accepted) * 1e3
-                self._metrics.time(encoding.resolution, timing)
-        if self._close(task.client, task.request.id) is not None:
+                self._metrics.time(encoding.resolution, encoding.images, timing)
+        if self._close(task):
             self._answer(task.client, task.request.op, reply, timing)
 
     def _answer(

@@ -41,6 +41,11 @@ class Run:
         """End the run between two nodes; its `Session.run` raises RequestCancelled."""
         self.options.terminate = True
 
+    def check(self) -> None:
+        """Raises RequestCancelled once `terminate` was called."""
+        if self.options.terminate:
+            raise RequestCancelled("the request was cancelled.")
+
 
 class Session:
     """An ONNX graph with the inputs and outputs of a vision encoder.
@@ -73,13 +78,11 @@ class Session:
     def run(self, pixel_values: Array, run: Run | None = None) -> dict[str, Array]:
         """Run [n, 3, height, width]; the three outputs by name. Raises RequestCancelled."""
         run = run or Run()
-        if run.options.terminate:
-            raise RequestCancelled("the request was cancelled.")
+        run.check()
         try:
             arrays = self._session.run(OUTPUTS, {"pixel_values": pixel_values}, run.options)
-        except Exception as error:
-            if run.options.terminate:
-                raise RequestCancelled("the request was cancelled.") from error
+        except Exception:
+            run.check()
             raise
         return dict(zip(OUTPUTS, arrays, strict=True))
 

@@ -55,15 +55,17 @@ def parse(argv: Sequence[str]) -> Settings:
             default="auto",
             help="off: onnxruntime's own operators only",
         )
-        command.add_argument("--max-pixels", type=_natural, default=default.max_pixels, metavar="N")
-    for command in (serve, stdio):
-        command.add_argument("--max-queue", type=_natural, default=default.max_queue, metavar="N")
         command.add_argument(
-            "--max-queue-bytes", type=_natural, default=default.max_queue_bytes, metavar="N"
+            "--max-pixels", type=_positive, default=default.max_pixels, metavar="N"
+        )
+    for command in (serve, stdio):
+        command.add_argument("--max-queue", type=_positive, default=default.max_queue, metavar="N")
+        command.add_argument(
+            "--max-queue-bytes", type=_positive, default=default.max_queue_bytes, metavar="N"
         )
     encode.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     encode.add_argument("--out", type=Path, required=True, metavar="DIR")
-    encode.add_argument("--resolution", type=_natural, default=None, metavar="PIXELS")
+    encode.add_argument("--resolution", type=_positive, default=None, metavar="PIXELS")
 
     found = parser.parse_args(argv)
     return Settings(
@@ -85,5 +87,12 @@ def parse(argv: Sequence[str]) -> Settings:
 def _natural(text: str) -> int:
     value = int(text)
     if value < 0:
+        raise ValueError
+    return value
+
+
+def _positive(text: str) -> int:
+    value = _natural(text)
+    if value == 0:
         raise ValueError
     return value

@@ -6,7 +6,7 @@ bytes.
 
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from sidecar.errors import RequestMalformed, RequestTooLarge, SidecarError
@@ -18,10 +18,11 @@ CLIENT = "stdio"
 
 
 class Replies:
-    """Writes replies, whole, from any thread."""
+    """Writes replies, whole, from any thread; calls `on_closed` once nobody reads them."""
 
-    def __init__(self, stdout: BinaryIO) -> None:
+    def __init__(self, stdout: BinaryIO, on_closed: Callable[[], None]) -> None:
         self._stdout = stdout
+        self._on_closed = on_closed
         self._lock = threading.Lock()
 
     def deliver(self, _client: Client, frames: list[Frame]) -> None:
@@ -33,7 +34,7 @@ class Replies:
                     self._stdout.write(frame)
                 self._stdout.flush()
             except (OSError, ValueError):
-                pass  # nobody reads: as with a socket, the request was answered all the same
+                self._on_closed()
 
 
 def serve(stdin: BinaryIO, service: Service, max_frame_bytes: int) -> None:
