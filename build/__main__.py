@@ -4,12 +4,12 @@
 """
 
 import argparse
+import errno
 import json
 import logging
 import os
 import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -71,14 +71,18 @@ def build(
 def place(made: Path, out: Path, key: str) -> None:
     """Copy beside `out`, then rename: it is there as a whole, or as it was."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        fresh = Path(scratch) / "new"
+    scratch = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)  # left by a build that was killed here
+    fresh, old = scratch / "new", scratch / "old"
+    try:
         shutil.copytree(made, fresh, ignore=shutil.ignore_patterns(pipeline.TIMES))
         report = json.loads((fresh / REPORT).read_text("utf-8"))
         (fresh / REPORT).write_text(json.dumps(report | {KEY: key}, indent=2) + "\n", "utf-8")
         if out.exists():
-            out.rename(Path(scratch) / "old")
+            out.rename(old)
         fresh.rename(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def refuse_strangers(out: Path) -> None:
@@ -135,6 +139,15 @@ def _salt() -> str:
     return digest.hexdigest()
 
 
+def _explain(error: OSError, work: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk is full. Make room on the disks of {work} and of --out, or point --work at "
+            "another one, and run this again: it goes on where it stopped."
+        )
+    return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m build", description=__doc__)
     parser.add_argument("source", help="a directory in Hugging Face format, a hub id, or demo")
@@ -177,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"build: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"build: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        print(f"build: {_explain(error, options.work)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("build: interrupted. Run it again to go on where it stopped.", file=sys.stderr)
