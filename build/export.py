@@ -3,24 +3,23 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch.export import Dim
 
 from build import ops
+from build.calibrate import PLAN, SMOOTHING
 from build.checkpoint import CONFIG, PREPROCESSOR, SOURCE, WEIGHTS
 from build.pipeline import carry
 from build.reference import Geometry, Projection, VisionEncoderWrapper, geometry, load
-from sidecar.manifest import GRID
 
 GRAPH = "vision_encoder.onnx"
 DATA = GRAPH + ".data"
 OUTPUTS = ("projected_embeddings", "attention_scores", "pooled_embedding")
 FLOAT_BYTES = "float_bytes.txt"  # the size of GRAPH and DATA, for the report
 OPSET = 18
-PLAN = "plan.json"  # what `Quantise` does to each layer; `Smooth` writes it
 INLINE = 1024  # bytes; larger tensors go into DATA
 
 
@@ -48,7 +47,7 @@ class Export:
         save(model, out / GRAPH)
         size = (out / GRAPH).stat().st_size + (out / DATA).stat().st_size
         (out / FLOAT_BYTES).write_text(f"{size}\n")
-        carry(source, out, WEIGHTS, CONFIG, PREPROCESSOR, SOURCE, PLAN)
+        carry(source, out, PLAN, SMOOTHING, WEIGHTS, CONFIG, PREPROCESSOR, SOURCE)
 
 
 def save(model: ir.Model, path: Path) -> None:

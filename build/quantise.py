@@ -1,11 +1,12 @@
 """Float graph to 8-bit graph. One graph change, one small function.
 
 Weights become signed 8-bit integers with a scale per output channel. Activations are quantised
-while running, where `Smooth` measured that they bear it.
+while running, where `Calibrate` measured that they bear it.
 """
 
 import json
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
+from build.calibrate import PLAN, SMOOTHING
 from build.checkpoint import CONFIG, PREPROCESSOR, SOURCE, WEIGHTS
-from build.export import FLOAT_BYTES, GRAPH, PLAN, save
+from build.export import FLOAT_BYTES, GRAPH, save
 from build.pipeline import carry
 
 QUANTISED = "vision_encoder_quant.onnx"
@@ -24,7 +27,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Seed:
-    """The original recipe, to the letter: ONNX Runtime's dynamic quantiser with unsigned weights."""
+    """The original recipe, to the letter: ONNX Runtime's dynamic quantiser with uint8 weights."""
 
     def __call__(self, source: Path, out: Path) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -38,33 +41,60 @@ class Seed:
 
 @dataclass(frozen=True)
 class Quantise:
-    """Every linear layer as PLAN says; a layer that it does not name gets 8-bit weights alone."""
+    """Every linear layer as PLAN says, where there is one; what it does not name, weights alone."""
 
     def __call__(self, source: Path, out: Path) -> None:
-        plan: dict[str, dict[str, Any]] = {}
-        if (source / PLAN).exists():
-            plan = json.loads((source / PLAN).read_text("utf-8"))
         model = ir.load(source / GRAPH)
-        quantise(model, plan)
+        plan = json.loads((source / PLAN).read_text("utf-8"))
+        quantise(model, plan, load_file(source / SMOOTHING))
         save(model, out / QUANTISED)
-        carry(source, out, WEIGHTS, CONFIG, PREPROCESSOR, SOURCE, FLOAT_BYTES)
+        carry(source, out, PLAN, FLOAT_BYTES, WEIGHTS, CONFIG, PREPROCESSOR, SOURCE)
 
 
-def quantise(model: ir.Model, plan: dict[str, dict[str, Any]]) -> None:
-    """Quantise `model` in place."""
+def quantise(
+    model: ir.Model, plan: Mapping[str, Mapping[str, Any]], smoothing: Mapping[str, Array]
+) -> None:
+    """Quantise `model` in place; `smoothing` has a divisor per input channel of some layers."""
+    multiplied = {
+        node.name.rpartition("/")[0]: node
+        for node in model.graph
+        if node.op_type == "MatMul" and _constant(node.inputs[1])
+    }
+    for name, divisor in smoothing.items():
+        smooth(model, multiplied[name], plan[name]["absorber"], divisor)
     inputs: dict[tuple[ir.Value, bool], Activation] = {}
+    for name, node in multiplied.items():
+        activations = plan[name]["activations"] if name in plan else "float"
+        if activations == "float":
+            weights_only(model, node, 1, axis=1)
+        else:
+            linear(model, node, activations == "int8 per token", inputs)
     for node in list(model.graph):
-        if node.op_type == "MatMul" and _constant(node.inputs[1]):
-            how = plan.get(node.name.rpartition("/")[0], {"activations": "int8"})
-            if how["activations"] == "float":
-                weights_only(model, node, 1, axis=1)
-            else:
-                linear(model, node, how, inputs)
-        elif node.op_type == "Conv" and _constant(node.inputs[1]):
+        if node.op_type == "Conv" and _constant(node.inputs[1]):
             weights_only(model, node, 1, axis=0)
         elif node.op_type == "Resize" and _constant(node.inputs[0]):
             weights_only(model, node, 0, axis=1)
-    model.opset_imports.setdefault("com.microsoft", 1)
+
+
+def smooth(model: ir.Model, node: ir.Node, absorber: str | None, divisor: Array) -> None:
+    """Divide the channels of what goes into `node`, and multiply all weights that receive it.
+
+    The division goes into the layer in front, its `absorber`; without one, it is done explicitly.
+    """
+    x = node.inputs[0]
+    assert x is not None
+    for user, position in list(x.uses()):
+        if user.op_type == "MatMul" and position == 0:
+            _change(model, user.inputs[1], lambda weight: weight * divisor[:, None])
+    if absorber is not None:
+        for kind in ("weight", "bias"):  # [channels], or of a linear layer [in, channels]
+            value = model.graph.initializers[f"{absorber}.{kind}"]
+            _change(model, value, lambda parameter: parameter / divisor)
+        return
+    name = node.name.rpartition("/")[0]
+    factor = _initializer(model, f"{name}.smoothing", 1 / divisor)
+    product = _before(node, "Mul", (x, factor), f"{name}/Mul_smoothing")
+    node.replace_input_with(0, product.outputs[0])
 
 
 @dataclass(frozen=True)
@@ -80,21 +110,18 @@ class Activation:
 def linear(
     model: ir.Model,
     node: ir.Node,
-    how: dict[str, Any],
+    per_token: bool,
     inputs: dict[tuple[ir.Value, bool], Activation],
 ) -> None:
-    """x W as a product of integers. ONNX Runtime fuses these nodes into MatMulIntegerToFloat."""
+    """x W as a product of integers. ONNX Runtime fuses these nodes into MatMulIntegerToFloat.
+
+    `inputs` holds what was quantised already: q, k and v share theirs.
+    """
     x, weight = node.inputs
     assert x is not None
     assert weight is not None
     name = node.name.rpartition("/")[0]
     values = weight.const_value.numpy()  # type: ignore[union-attr]
-    if "divide" in how:  # SmoothQuant's scale, where no layer in front can take it in
-        divisor = np.asarray(how["divide"], np.float32)
-        values = values * divisor[:, None]
-        factor = _initializer(model, f"{name}.smooth", 1 / divisor)
-        (x,) = _before(node, "Mul", (x, factor), f"{name}/Mul").outputs
-    per_token = how["activations"] == "int8 per token"
     found = inputs.get((x, per_token))
     if found is None:
         found = inputs[x, per_token] = _activation(model, node, x, per_token)
@@ -179,6 +206,15 @@ def _initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
     )
     model.graph.initializers[name] = value
     return value
+
+
+def _change(
+    model: ir.Model, value: ir.Value | None, change: Callable[[Array], NDArray[Any]]
+) -> None:
+    assert value is not None
+    assert value.const_value is not None
+    array = np.ascontiguousarray(change(value.const_value.numpy()), np.float32)
+    value.const_value = ir.tensor(array, name=value.name)
 
 
 def _replace(model: ir.Model, node: ir.Node, result: ir.Value) -> None:

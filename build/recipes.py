@@ -6,6 +6,7 @@ A new recipe is one more function in RECIPES. Nothing outside this file knows a 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from build.calibrate import Calibrate
 from build.export import Export
 from build.images import Folder
 from build.package import Package
@@ -33,6 +34,7 @@ def default(choice: Choice) -> Sequence[Step]:
     """As small as `seed`, faster, and faithful."""
     projection = choice.projection or "projector"
     return (
+        Calibrate(folder=choice.calibrate),
         Export(projection),
         Quantise(),
         Validate(projection, bars=choice.hold(Bars())),

@@ -1,4 +1,4 @@
-"""The sidecar's own session against the PyTorch reference, on real images; below a bar, it stops."""
+"""The sidecar's own session against the PyTorch reference, on real images; with bars to clear."""
 
 import json
 import platform
