@@ -18,7 +18,9 @@ from PyInstaller.archive.readers import CArchiveReader, ZlibArchiveReader
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD_TIME_ONLY = {"build", "onnx", "onnxscript", "tensorflow", "torch", "transformers"}
-COMMON_PREFIXES = {"/usr", "/usr/local"}  # the same on every machine, so they tell nothing
+# Where Python lies on many machines, so that it tells nothing of this one.
+COMMON_PREFIX = r"/usr|/usr/local|/Library/Frameworks/Python\.framework/.*"
+PACKAGES = Path(sysconfig.get_path("purelib"))
 
 
 def executable(bundle: Path) -> Path:
@@ -39,8 +41,8 @@ def modules(bundle: Path) -> dict[str, bytes]:
 
 
 def blobs(bundle: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of every file, and of what the compressed archives among them hold."""
-    for path in files(bundle):
+    """Name and bytes of every file made here, and of what the archives among them hold."""
+    for path in made_here(bundle):
         yield path.relative_to(bundle).as_posix(), path.read_bytes()
         if zipfile.is_zipfile(path) and path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
@@ -52,16 +54,23 @@ def blobs(bundle: Path) -> Iterator[tuple[str, bytes]]:
     yield from ((f"module {name}", code) for name, code in modules(bundle).items())
 
 
+def made_here(bundle: Path) -> list[Path]:
+    """The files that do not come out of a downloaded wheel, so that they may know this machine."""
+    internal = bundle / "_internal"
+    return [
+        path
+        for path in files(bundle)
+        if not (path.is_relative_to(internal) and (PACKAGES / path.relative_to(internal)).exists())
+    ]
+
+
 def machine_paths() -> list[str]:
     """Places on this machine that no other machine should learn of: the longest first."""
     built = (sysconfig.get_config_var(name) for name in ("abs_srcdir", "abs_builddir"))
-    places = {
-        str(ROOT),
-        str(Path.home()),
-        sys.base_prefix,
-        *(str(place) for place in built if place),
-    }
-    return sorted(places - COMMON_PREFIXES - {"/"}, key=lambda place: (-len(place), place))
+    places = {str(ROOT), str(Path.home()), *(str(place) for place in built if place)}
+    if not re.fullmatch(COMMON_PREFIX, sys.base_prefix):
+        places.add(sys.base_prefix)
+    return sorted(places - {"/"}, key=lambda place: (-len(place), place))
 
 
 def machine_path_pattern() -> re.Pattern[bytes]:
@@ -86,7 +95,10 @@ def faults(bundle: Path) -> list[str]:
     for name, data in blobs(bundle):
         match = pattern.search(data)
         if match:
-            found.append(f"{name} tells a path of this machine: {match[0].decode()}")
+            found.append(
+                f"{name} tells a path of this machine, {match[0].decode()}; "
+                "freeze with a Python, or in a folder, that lies elsewhere"
+            )
     return found
 
 

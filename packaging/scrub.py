@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from contents import files, machine_path_pattern
+from contents import machine_path_pattern, made_here
 
 NOWHERE = b"/nowhere"
 
@@ -26,9 +26,9 @@ def neutral(match: re.Match[bytes]) -> bytes:
 
 
 def main() -> int:
-    """Scrub every file of the bundle in argv."""
+    """Scrub the bundle in argv: what was made here, and nothing out of a wheel."""
     pattern = machine_path_pattern()
-    for path in files(Path(sys.argv[1])):
+    for path in made_here(Path(sys.argv[1])):
         before = path.read_bytes()
         after = pattern.sub(neutral, before)
         if after != before:
