@@ -9,7 +9,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import BinaryIO, NoReturn
 
-from sidecar import handshake, lifeline, log, manifest, settings, stdio, terminal
+from sidecar import handshake, lifeline, log, manifest, manners, settings, stdio, terminal
 from sidecar.errors import Internal, SidecarError
 from sidecar.server import LINGER_MS, Server
 from sidecar.service import BUG, Deliver, Service
@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     # Nothing but us may write to the real stdout: a library's print would break the protocol.
     stdout = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    if chosen.priority == "low":
+        manners.yield_to_others()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback for a person who presses Ctrl-C
     commands = {
         "serve": serve,

@@ -24,6 +24,7 @@ class Settings:
     model: Path
     threads: int  # 0: one per physical core
     kernels: str  # auto or off
+    priority: str  # low or normal
     limits: Limits
     images: tuple[Path, ...] = ()
     out: Path = Path()
@@ -56,6 +57,12 @@ def parse(argv: Sequence[str]) -> Settings:
             help="off: onnxruntime's own operators only",
         )
         command.add_argument(
+            "--priority",
+            choices=("low", "normal"),
+            default="low",
+            help="low: whatever else wants the processor comes first",
+        )
+        command.add_argument(
             "--max-pixels", type=_positive, default=default.max_pixels, metavar="N"
         )
     for command in (serve, stdio):
@@ -73,6 +80,7 @@ def parse(argv: Sequence[str]) -> Settings:
         model=found.model,
         threads=found.threads,
         kernels=found.kernels,
+        priority=found.priority,
         limits=Limits(
             max_pixels=found.max_pixels,
             max_queue=getattr(found, "max_queue", default.max_queue),

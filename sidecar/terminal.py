@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from sidecar import encoder, manifest, session
+from sidecar import encoder, manifest, manners, session
 from sidecar.encoder import HEATMAP_PNG, Encoder, ImageFile, Job
 from sidecar.errors import ImageUnreadable, ModelInvalid, SidecarError
 from sidecar.session import OUTPUTS
@@ -71,7 +71,9 @@ def verify(chosen: Settings, stdout: BinaryIO) -> int:
 
 
 def load(chosen: Settings, described: manifest.Manifest) -> Encoder:
-    return encoder.load(chosen.model, described, chosen.threads, chosen.limits.max_pixels)
+    return encoder.load(
+        chosen.model, described, chosen.threads or manners.cores(), chosen.limits.max_pixels
+    )
 
 
 def say(stdout: BinaryIO, line: bytes) -> None:

@@ -73,6 +73,8 @@ export interface StartOptions {
   readonly env?: NodeJS.ProcessEnv;
   /** Threads for inference. Default: one per physical core. */
   readonly threads?: number;
+  /** Beside other processes. Default: `low`, so that windows stay smooth while it encodes. */
+  readonly priority?: 'low' | 'normal';
   /** `off`: ONNX Runtime's own operators only. Default: `auto`, and `off` after a crash in machine code. */
   readonly kernels?: Kernels;
   /** How long the sidecar may take to be ready. Default: 120000. */
@@ -183,9 +185,10 @@ export class VisionSidecar extends EventEmitter<SidecarEvents> implements AsyncD
     if (signal?.aborted) throw cancelled(signal);
     const { command, args, modelDir } = locate(options, surroundings());
     const threads = options.threads === undefined ? [] : ['--threads', String(options.threads)];
+    const priority = options.priority === undefined ? [] : ['--priority', options.priority];
     const program = {
       command,
-      args: [...args, 'serve', '--model', modelDir, ...threads],
+      args: [...args, 'serve', '--model', modelDir, ...threads, ...priority],
       cwd: options.cwd,
       env: childEnvironment(options.env ?? process.env),
     };
