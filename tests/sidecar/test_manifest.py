@@ -1,0 +1,188 @@
+"""A model directory that is not as it was built is refused, with the file named."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar import manifest
+from sidecar.errors import ModelInvalid
+from tests import stand_in
+
+GRAPH = "vision_encoder_quant.onnx"
+OTHER = "a" * 64
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return stand_in.make(tmp_path / "model")
+
+
+def change(directory: Path, **fields: Any) -> None:
+    path = directory / manifest.NAME
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | fields), "utf-8")
+
+
+def rename_to(name: str) -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        files = json.loads((directory / manifest.NAME).read_text("utf-8"))["files"]
+        change(directory, files=files | {name: files[GRAPH]})
+
+    return apply
+
+
+def one_byte(directory: Path) -> None:
+    data = bytearray((directory / GRAPH).read_bytes())
+    data[len(data) // 2] ^= 1
+    (directory / GRAPH).write_bytes(data)
+
+
+def link(directory: Path) -> None:
+    moved = directory.parent / "elsewhere.onnx"
+    (directory / GRAPH).rename(moved)
+    (directory / GRAPH).symlink_to(moved)
+
+
+def link_manifest(directory: Path) -> None:
+    moved = directory.parent / "elsewhere.json"
+    (directory / manifest.NAME).rename(moved)
+    (directory / manifest.NAME).symlink_to(moved)
+
+
+def pipe(directory: Path) -> None:
+    (directory / GRAPH).unlink()
+    os.mkfifo(directory / GRAPH)
+
+
+def pipe_manifest(directory: Path) -> None:
+    (directory / manifest.NAME).unlink()
+    os.mkfifo(directory / manifest.NAME)
+
+
+def text(content: str) -> Callable[[Path], None]:
+    return lambda directory: (directory / manifest.NAME).write_text(content, "utf-8") and None
+
+
+WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
+    "one byte changed": (one_byte, f"{GRAPH} has changed"),
+    "a file is missing": (lambda d: (d / GRAPH).unlink(), f"{GRAPH} is missing"),
+    "a file is longer": (lambda d: (d / GRAPH).write_bytes(b"x" * 10**6), f"{GRAPH} has 1000000"),
+    "a file is a link": (link, f"{GRAPH} is a link"),
+    "a file is a pipe": (pipe, f"{GRAPH} is no file"),
+    "a file is a directory": (
+        lambda d: (d / GRAPH).unlink() or (d / GRAPH).mkdir(),
+        f"{GRAPH} is no file",
+    ),
+    "the manifest is a link": (link_manifest, "link"),
+    "the manifest is a pipe": (pipe_manifest, "no file"),
+    "the manifest is missing": (lambda d: (d / manifest.NAME).unlink(), "found none"),
+    "there is no directory": (shutil.rmtree, "found none"),
+    "a path leads out": (rename_to("../elsewhere.onnx"), "outside"),
+    "a path is absolute": (rename_to("/etc/passwd"), "outside"),
+    "a path is Windows's": (rename_to("..\\elsewhere.onnx"), "outside"),
+    "a name has a drive": (rename_to("C:model.onnx"), "outside"),
+    "a name has a zero byte": (rename_to("model\0.onnx"), "outside"),
+    "a name is empty": (rename_to(""), "outside"),
+    "a newer format": (lambda d: change(d, format=2), "format 2"),
+    "no format": (lambda d: change(d, format=None), "format None"),
+    "not JSON": (text("{"), "not JSON"),
+    "not an object": (text("[1]"), "not a JSON object"),
+    "nested beyond reason": (text("[" * 100_000), "not JSON"),
+    "larger than a manifest is": (text(" " * 2**21), "larger"),
+    "a key is missing": (text('{"format": 1}'), "lacks the key"),
+    "infinity": (lambda d: change(d, patch_size=float("inf")), "wrong type"),
+    "files are a list": (lambda d: change(d, files=[]), "wrong type"),
+    "the graph is not among the files": (lambda d: change(d, graph="other.onnx"), "other.onnx"),
+    "a hash is none": (
+        lambda d: change(d, files={GRAPH: {"bytes": 1, "sha256": "x"}}),
+        "SHA-256 for",
+    ),
+    "a size below zero": (
+        lambda d: change(d, files={GRAPH: {"bytes": -1, "sha256": OTHER}}),
+        "SHA-256 for",
+    ),
+    "an odd resolution": (lambda d: change(d, resolutions=[225]), "multiples of 224"),
+    "no resolution": (lambda d: change(d, resolutions=[]), "multiples of 224"),
+    "another default": (lambda d: change(d, default_resolution=896), "default resolution"),
+    "a hidden size of zero": (lambda d: change(d, text_hidden=0), "hidden size"),
+    "an unknown resampling": (
+        lambda d: change(
+            d, normalisation={"mean": [0] * 3, "std": [1] * 3, "resample": "x", "rescale": 1}
+        ),
+        "normalisation",
+    ),
+    "a deviation of zero": (
+        lambda d: change(
+            d,
+            normalisation={"mean": [0] * 3, "std": [1, 0, 1], "resample": "bicubic", "rescale": 1},
+        ),
+        "normalisation",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "says"), WRONG.values(), ids=WRONG)
+def test_it_is_refused_where(spoil: Callable[[Path], object], says: str, directory: Path) -> None:
+    spoil(directory)
+    with pytest.raises(ModelInvalid, match=says):
+        manifest.load(directory)
+
+
+def test_what_was_written_is_read(directory: Path) -> None:
+    described = manifest.load(directory)
+    manifest.write(described, directory)
+    assert manifest.load(directory) == described
+    assert len(described.digest) == 64
+
+
+def test_a_link_to_the_whole_directory_is_fine(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(directory)
+    assert manifest.load(tmp_path / "current") == manifest.load(directory)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=8), values),
+    max_leaves=8,
+)
+KEYS = [
+    "model_id",
+    "graph",
+    "patch_size",
+    "text_hidden",
+    "default_resolution",
+    "resolutions",
+    "normalisation",
+    "files",
+    "tools",
+]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(KEYS), JSON)
+def test_any_value_for_any_key_is_read_or_refused(key: str, value: Any) -> None:
+    content = {
+        "format": 1,
+        "model_id": "x",
+        "revision": "1",
+        "recipe": "default",
+        "projection": "linear",
+        "graph": GRAPH,
+        "patch_size": 14,
+        "vision_hidden": 3,
+        "text_hidden": 8,
+        "default_resolution": 224,
+        "resolutions": [224],
+        "normalisation": {"mean": [0] * 3, "std": [1] * 3, "resample": "bilinear", "rescale": 1},
+        "files": {GRAPH: {"bytes": 1, "sha256": OTHER}},
+        "tools": {},
+    }
+    with contextlib.suppress(ModelInvalid):
+        manifest._parse(content | {key: value}, OTHER)
