@@ -1,0 +1,173 @@
+import assert from 'node:assert/strict';
+import { appendFileSync, cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { after, before, test } from 'node:test';
+import { unzipSync } from 'fflate';
+import { rgbFromBgra, type VisionSidecar } from '../src/index.js';
+import { lives, reached } from './fake.js';
+import { picture, runReal, startReal, tinyModel } from './real.js';
+
+let sidecar: VisionSidecar;
+const scratch = mkdtempSync(path.join(tmpdir(), 'e2e-'));
+
+before(async () => {
+  sidecar = await startReal();
+});
+
+after(async () => {
+  await sidecar.close();
+  rmSync(scratch, { recursive: true });
+});
+
+test('what comes back through Node equals, bit for bit, what the command line writes', async () => {
+  runReal('encode', picture, '--model', tinyModel(), '--out', scratch, '--threads', '1');
+  const arrays = unzipSync(readFileSync(path.join(scratch, 'ecg.npz')));
+  const encoding = await sidecar.encode({ path: picture }, { heatmap: true });
+  for (const [name, tensor] of [
+    ['projected_embeddings', encoding.projectedEmbeddings],
+    ['attention_scores', encoding.attentionScores],
+    ['pooled_embedding', encoding.pooledEmbedding],
+  ] as const) {
+    const file = Buffer.from(arrays[`${name}.npy`] as Uint8Array);
+    const values = file.subarray(10 + file.readUInt16LE(8));
+    assert.ok(values.equals(bytes(tensor.data)), name);
+  }
+  const png = readFileSync(path.join(scratch, 'ecg.heatmap.png'));
+  assert.ok(png.equals(encoding.heatmapPng));
+});
+
+test('each kind of input is encoded, and the same picture gives the same numbers', async () => {
+  const outputs = ['pooledEmbedding'] as const;
+  const [width, height] = [448, 448];
+  const bgra = Uint8Array.from({ length: width * height * 4 }, (_, at) =>
+    at % 4 === 3 ? 255 : at % 251,
+  );
+  const rgb = rgbFromBgra(bgra, width, height);
+  const planes = new Float32Array(3 * width * height);
+  for (let at = 0; at < width * height; at += 1) {
+    for (let channel = 0; channel < 3; channel += 1) {
+      const value = (rgb.rgb[at * 3 + channel] as number) * (1 / 255);
+      planes[channel * width * height + at] = (value - 0.5) / 0.5;
+    }
+  }
+  const fromRgb = await sidecar.encode(rgb, { outputs });
+  const fromPixels = await sidecar.encode(
+    { pixelValues: planes, shape: [1, 3, height, width] },
+    { outputs },
+  );
+  const fromFile = await sidecar.encode({ image: readFileSync(picture) }, { outputs });
+  const furthest = Math.max(
+    ...fromRgb.pooledEmbedding.data.map((value, at) =>
+      Math.abs(value - (fromPixels.pooledEmbedding.data[at] as number)),
+    ),
+  );
+  assert.ok(furthest < 1e-3, `differ by ${furthest}`);
+  assert.deepEqual(fromFile.resolution, [448, 448]);
+});
+
+test('a batch is encoded at the size that it has', async () => {
+  const pixelValues = new Float32Array(3 * 3 * 224 * 224).fill(0.25);
+  const encoding = await sidecar.encode({ pixelValues, shape: [3, 3, 224, 224] });
+  assert.deepEqual(encoding.resolution, [224, 224]);
+  assert.deepEqual(encoding.attentionScores.shape, [3, 256]);
+  assert.equal(encoding.projectedEmbeddings.shape[0], 3);
+});
+
+test('a heatmap is a PNG, and looks as asked for', async () => {
+  const plain = await sidecar.heatmap({ path: picture }, { resolution: 224 });
+  const other = await sidecar.heatmap(
+    { path: picture },
+    { resolution: 224, colormap: 'viridis', invert: true },
+  );
+  assert.deepEqual([...plain.subarray(1, 4)], [...Buffer.from('PNG')]);
+  assert.ok(!Buffer.from(plain).equals(other));
+});
+
+const text = path.join(scratch, 'text.png');
+writeFileSync(text, 'this is no picture');
+const failures: Record<string, [() => Promise<unknown>, string]> = {
+  'a missing file': [() => sidecar.encode({ path: '/nowhere.png' }), 'image.unreadable'],
+  'a text file named .png': [() => sidecar.encode({ path: text }), 'image.unreadable'],
+  'a truncated file': [
+    () => sidecar.encode({ image: readFileSync(picture).subarray(0, 5000) }),
+    'image.unreadable',
+  ],
+  'a tensor of another size': [
+    () => sidecar.encode({ pixelValues: new Float32Array(300), shape: [1, 3, 10, 10] }),
+    'tensor.shape',
+  ],
+  'a tensor with NaN': [
+    () =>
+      sidecar.encode({
+        pixelValues: new Float32Array(3 * 224 * 224).fill(Number.NaN),
+        shape: [1, 3, 224, 224],
+      }),
+    'tensor.not_finite',
+  ],
+  'an unknown colormap': [
+    () => sidecar.heatmap({ path: picture }, { colormap: 'jet' as 'turbo' }),
+    'request.malformed',
+  ],
+};
+
+for (const [what, [call, code]] of Object.entries(failures)) {
+  test(`${what} gives ${code} and a sentence, and the sidecar goes on`, async () => {
+    await assert.rejects(call(), (error: Error & { code: string }) => {
+      assert.equal(error.code, code);
+      assert.match(error.message, /^\S.{15,}/);
+      return true;
+    });
+    assert.equal((await sidecar.stats()).state, 'ready');
+  });
+}
+
+test('a model directory with one byte changed is refused', async () => {
+  const changed = path.join(scratch, 'changed');
+  cpSync(tinyModel(), changed, { recursive: true });
+  const { graph } = JSON.parse(readFileSync(path.join(changed, 'manifest.json'), 'utf8'));
+  appendFileSync(path.join(changed, graph), ' ');
+  await assert.rejects(startReal({ modelDir: changed }), {
+    code: 'model.invalid',
+    message: new RegExp(graph),
+  });
+});
+
+test('the model that was asked for by its hash is the one that runs', async () => {
+  await assert.rejects(startReal({ manifestSha256: '0'.repeat(64) }), { code: 'model.mismatch' });
+});
+
+test('an abort stops the work, and what waits behind it is done', async () => {
+  const controller = new AbortController();
+  const batch = { pixelValues: new Float32Array(16 * 3 * 448 * 448), shape: [16, 3, 448, 448] };
+  const aborted = sidecar.encode(batch, { signal: controller.signal });
+  const behind = sidecar.encode({ path: picture }, { outputs: ['pooledEmbedding'] });
+  setTimeout(() => controller.abort(), 100);
+  await assert.rejects(aborted, { code: 'request.cancelled' });
+  assert.equal((await behind).pooledEmbedding.shape[0], 1);
+});
+
+test('a sidecar that is killed at work comes back, and the next call succeeds', async () => {
+  const calls = Array.from({ length: 10 }, () => sidecar.encode({ path: picture }));
+  const settled = Promise.allSettled(calls);
+  await sidecar.stats();
+  const pid = sidecar.pid as number;
+  process.kill(pid, 'SIGKILL');
+  await reached(sidecar, 'restarting');
+  const lost = (await settled).filter((call) => call.status === 'rejected');
+  assert.ok(lost.length > 0);
+  for (const { reason } of lost) assert.equal(reason.code, 'sidecar.exited');
+  assert.equal((await sidecar.encode({ path: picture })).pooledEmbedding.shape[0], 1);
+  assert.equal(lives(pid), false);
+});
+
+test('close leaves no process', async () => {
+  const other = await startReal();
+  const pid = other.pid as number;
+  await other.close();
+  assert.equal(lives(pid), false);
+});
+
+function bytes({ buffer, byteOffset, byteLength }: Float32Array): Uint8Array {
+  return new Uint8Array(buffer, byteOffset, byteLength);
+}

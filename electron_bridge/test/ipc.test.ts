@@ -1,0 +1,230 @@
+import assert from 'node:assert/strict';
+import { EventEmitter } from 'node:events';
+import { test } from 'node:test';
+import { SidecarError } from '../src/errors.js';
+import {
+  type FrameLike,
+  type InvokeEventLike,
+  type IpcOptions,
+  registerVisionIpc,
+  type SenderLike,
+  type Served,
+} from '../src/ipc.js';
+import { CHANNELS, exposeVision, type VisionApi } from '../src/preload.js';
+import type { SidecarState } from '../src/sidecar.js';
+
+/** Electron's IPC, as little of it as is used: one page, one main process, values cloned between. */
+class FakeIpc {
+  readonly #handlers = new Map<string, (event: InvokeEventLike, ...args: unknown[]) => unknown>();
+  readonly page = new EventEmitter();
+  readonly sender: SenderLike = Object.assign(new EventEmitter(), {
+    id: 1,
+    isDestroyed: () => false,
+    send: (channel: string, ...args: unknown[]) => void this.page.emit(channel, {}, ...args),
+  });
+  frame: FrameLike | null = { url: 'app://main/index.html', parent: null };
+
+  handle(channel: string, listener: (event: InvokeEventLike, ...args: unknown[]) => unknown): void {
+    this.#handlers.set(channel, listener);
+  }
+
+  removeHandler(channel: string): void {
+    this.#handlers.delete(channel);
+  }
+
+  get channels(): number {
+    return this.#handlers.size;
+  }
+
+  async invoke(channel: string, ...args: unknown[]): Promise<unknown> {
+    const event = { sender: this.sender, senderFrame: this.frame };
+    return structuredClone(await this.#handlers.get(channel)?.(event, ...structuredClone(args)));
+  }
+}
+
+/** A page's `window.vision`, over IPC, in front of a sidecar that keeps what it is asked. */
+function setUp(options: Partial<IpcOptions> = {}, encode?: Served['encode']) {
+  const ipc = new FakeIpc();
+  const asked: unknown[][] = [];
+  const sidecar = Object.assign(new EventEmitter(), {
+    state: 'ready' as SidecarState,
+    encode: (async (...args: Parameters<Served['encode']>) => {
+      asked.push(args);
+      return encode ? encode(...args) : { model: 'm' };
+    }) as Served['encode'],
+    heatmap: async (...args: unknown[]) => {
+      asked.push(args);
+      return Uint8Array.of(1);
+    },
+  });
+  const dispose = registerVisionIpc(ipc, sidecar as Served, { allow: ['app://main'], ...options });
+  const exposed = new Map<string, VisionApi>();
+  type Listener = (...args: unknown[]) => void;
+  exposeVision(
+    { exposeInMainWorld: exposed.set.bind(exposed) },
+    {
+      invoke: (channel, ...args) => ipc.invoke(channel, ...args),
+      on: (channel, listener) => ipc.page.on(channel, listener as Listener),
+      off: (channel, listener) => ipc.page.off(channel, listener as Listener),
+    },
+  );
+  return { ipc, asked, sidecar, dispose, vision: exposed.get('vision') as VisionApi };
+}
+
+const image = Uint8Array.of(1, 2, 3);
+
+test('a page that is allowed gets its answer', async () => {
+  const { vision, asked } = setUp();
+  const outcome = await vision.encode({ image }, { resolution: 224, outputs: ['pooledEmbedding'] });
+  assert.deepEqual(outcome, { ok: true, value: { model: 'm' } });
+  const [input, options] = asked[0] as [{ image: Uint8Array }, Record<string, unknown>];
+  assert.deepEqual(input.image, image);
+  assert.equal(options.resolution, 224);
+  assert.ok(options.signal instanceof AbortSignal);
+  assert.deepEqual(await vision.heatmap({ image }), { ok: true, value: Uint8Array.of(1) });
+});
+
+const allowed: Record<string, [string, IpcOptions['allow'], boolean]> = {
+  'the same origin': ['app://main/a.html', ['app://main'], true],
+  'another page of an allowed site': ['https://a.org/x?y', ['https://a.org'], true],
+  'another site': ['https://a.org.evil.com/', ['https://a.org'], false],
+  'another port': ['https://a.org:444/', ['https://a.org'], false],
+  'another scheme': ['http://a.org/', ['https://a.org'], false],
+  'a file in an allowed directory': ['file:///app/ui/a.html', ['file:///app/ui/'], true],
+  'a file outside of it': ['file:///app/ui/../../etc/a.html', ['file:///app/ui/'], false],
+  'an allowed file': ['file:///app/a.html', ['file:///app/a.html'], true],
+  'a file beside it': ['file:///app/b.html', ['file:///app/a.html'], false],
+  'no page at all': ['about:blank', ['app://main'], false],
+  'whom the app’s own function allows': ['about:blank', () => true, true],
+  'whom the app’s own function refuses': ['app://main/', () => false, false],
+};
+
+for (const [who, [url, allow, may]] of Object.entries(allowed)) {
+  test(`${who} ${may ? 'may' : 'may not'} ask`, async () => {
+    const { ipc, vision, asked } = setUp({ allow });
+    ipc.frame = { url, parent: null };
+    const outcome = await vision.encode({ image });
+    assert.equal(outcome.ok || outcome.error.code, may || 'ipc.forbidden');
+    assert.equal(asked.length, may ? 1 : 0);
+  });
+}
+
+test('a frame inside a page, and one that is gone, may not ask', async () => {
+  const { ipc, vision } = setUp();
+  for (const frame of [
+    { url: 'app://main/', parent: { url: 'app://main/', parent: null } },
+    null,
+  ]) {
+    ipc.frame = frame;
+    const outcome = await vision.encode({ image });
+    assert.equal(outcome.ok || outcome.error.code, 'ipc.forbidden');
+    await assert.rejects(ipc.invoke(CHANNELS.watch), { code: 'ipc.forbidden' });
+    await assert.rejects(ipc.invoke(CHANNELS.cancel, 'x'), { code: 'ipc.forbidden' });
+  }
+});
+
+const refused: Record<string, [unknown, unknown, string]> = {
+  'a path': [{ path: '/etc/passwd' }, {}, 'request.malformed'],
+  'a path beside an image': [{ image, path: '/etc/passwd' }, {}, 'request.malformed'],
+  'two inputs': [{ image, rgb: image }, {}, 'request.malformed'],
+  'an array of numbers': [{ image: [1, 2] }, {}, 'request.malformed'],
+  nothing: [undefined, {}, 'request.malformed'],
+  'too many bytes': [{ image: new Uint8Array(11) }, {}, 'request.too_large'],
+  'an unknown output': [{ image }, { outputs: ['secrets'] }, 'request.malformed'],
+  'a resolution that is text': [{ image }, { resolution: '224' }, 'request.malformed'],
+  'a time that is not a number': [{ image }, { timeoutMs: Number.NaN }, 'request.malformed'],
+  'options that are a list': [{ image }, [], 'request.malformed'],
+  'a token that is long': [{ image }, { token: 'x'.repeat(129) }, 'request.malformed'],
+};
+
+for (const [what, [input, options, code]] of Object.entries(refused)) {
+  test(`a page that sends ${what} gets ${code}`, async () => {
+    const { ipc, asked } = setUp({ maxBytes: 10 });
+    const outcome = (await ipc.invoke(CHANNELS.encode, input, options)) as {
+      error?: { code: string };
+    };
+    assert.equal(outcome.error?.code, code);
+    assert.deepEqual(asked, []);
+  });
+}
+
+test('options that we do not know go no further', async () => {
+  const { ipc, asked } = setUp();
+  await ipc.invoke(CHANNELS.encode, { image }, { signal: {}, command: 'rm', resolution: 448 });
+  assert.deepEqual(Object.keys(asked[0]?.[1] as object).sort(), ['resolution', 'signal']);
+});
+
+/** An encode that lasts until it is aborted. */
+const endless: Served['encode'] = (_, options) =>
+  new Promise((_resolve, reject) => {
+    options?.signal?.addEventListener('abort', () =>
+      reject(new SidecarError({ code: 'request.cancelled', message: 'aborted.' })),
+    );
+  });
+
+test('a page cancels its call by its token', async () => {
+  const { vision } = setUp({}, endless);
+  const call = vision.encode({ image }, { token: 'a' });
+  const twin = await vision.encode({ image }, { token: 'a' });
+  assert.equal(twin.ok || twin.error.code, 'request.malformed');
+  await vision.cancel('unknown');
+  await vision.cancel('a');
+  const outcome = await call;
+  assert.equal(outcome.ok || outcome.error.code, 'request.cancelled');
+});
+
+test('a page that asks too much at a time is told so', async () => {
+  const { vision, ipc } = setUp({ maxCalls: 2 }, endless);
+  const calls = [1, 2].map(() => vision.encode({ image }));
+  const third = await vision.encode({ image });
+  assert.deepEqual(
+    [third.ok || third.error.code, third.ok || third.error.retryable],
+    ['busy', true],
+  );
+  (ipc.sender as unknown as EventEmitter).emit('destroyed');
+  for (const outcome of await Promise.all(calls)) {
+    assert.equal(outcome.ok || outcome.error.code, 'request.cancelled');
+  }
+});
+
+test('a page learns the code of a failure, and nothing of our process', async () => {
+  const { vision } = setUp({}, async () => {
+    throw new SidecarError({
+      code: 'sidecar.failed',
+      message: 'died; /home/me',
+      stderr: ['secret'],
+    });
+  });
+  const outcome = await vision.encode({ image });
+  assert.ok(!outcome.ok);
+  assert.equal(outcome.error.code, 'sidecar.failed');
+  assert.doesNotMatch(JSON.stringify(outcome), /home|secret/);
+});
+
+test('a bug of ours is told as such', async () => {
+  const { vision } = setUp({}, async () => {
+    throw new TypeError('/home/me is not a function');
+  });
+  const outcome = await vision.encode({ image });
+  assert.ok(!outcome.ok);
+  assert.equal(outcome.error.code, 'internal');
+  assert.doesNotMatch(outcome.error.message, /home/);
+});
+
+test('a page hears the state, now and after each change, until it stops listening', async () => {
+  const { vision, sidecar } = setUp();
+  const heard: string[] = [];
+  const stop = vision.onState((state) => heard.push(state));
+  await new Promise((resolve) => setImmediate(resolve));
+  sidecar.emit('state', 'restarting');
+  stop();
+  sidecar.emit('state', 'ready');
+  assert.deepEqual(heard, ['ready', 'restarting']);
+});
+
+test('what was registered can be taken away again', () => {
+  const { ipc, sidecar, dispose } = setUp();
+  dispose();
+  assert.equal(ipc.channels, 0);
+  assert.equal(sidecar.listenerCount('state'), 0);
+});

@@ -1,0 +1,51 @@
+/** Starts the bridge on a real sidecar with a tiny model: `VISION_SIDECAR` names a frozen one, else Python. */
+
+import { execFileSync } from 'node:child_process';
+import { existsSync, readdirSync, statSync } from 'node:fs';
+import path from 'node:path';
+import { type StartOptions, VisionSidecar } from '../src/sidecar.js';
+import { repository } from './golden.js';
+
+export const picture = path.join(repository, 'examples', 'ecg.png');
+export const python = path.join(
+  repository,
+  '.venv',
+  process.platform === 'win32' ? 'Scripts/python.exe' : 'bin/python',
+);
+
+const frozen = process.env.VISION_SIDECAR;
+const program: StartOptions = frozen
+  ? { command: frozen }
+  : { command: python, args: ['-m', 'sidecar'], cwd: repository };
+
+/** Two random layers; built once, and again when what builds it has changed. */
+export function tinyModel(): string {
+  const directory = path.join(repository, '.work', 'bridge-model');
+  const manifest = path.join(directory, 'manifest.json');
+  const sources = ['build', 'sidecar', 'tests/tiny.py'].flatMap((place) => files(place));
+  const newest = Math.max(...sources.map((file) => statSync(file).mtimeMs));
+  if (!existsSync(manifest) || statSync(manifest).mtimeMs < newest) {
+    execFileSync(python, ['-m', 'tests.tiny', directory], { cwd: repository, stdio: 'pipe' });
+  }
+  return directory;
+}
+
+export function startReal(options: StartOptions = {}): Promise<VisionSidecar> {
+  return VisionSidecar.start({ ...program, modelDir: tinyModel(), threads: 1, ...options });
+}
+
+/** Runs the sidecar's own command line to its end. */
+export function runReal(...args: string[]): void {
+  execFileSync(program.command as string, [...(program.args ?? []), ...args], {
+    cwd: repository,
+    stdio: 'pipe',
+  });
+}
+
+function files(place: string): string[] {
+  const start = path.join(repository, place);
+  if (statSync(start).isFile()) return [start];
+  return readdirSync(start)
+    .filter((name) => name.endsWith('.py'))
+    .map((name) => path.join(start, name));
+}
