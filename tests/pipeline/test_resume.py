@@ -14,14 +14,16 @@ from tests import tiny
 
 STEPS = [Checkpoint.__name__, *(type(step).__name__ for step in RECIPES["float"](Choice()))]
 
-# Builds once for every step named, in a fork that SIGKILL ends while the step is writing; then once
-# more, to the end. Forks, because importing torch takes longer than the rest.
+# Builds killed/out once for every name given, in a fork that SIGKILL ends while the step of that
+# name is writing; then to the end; then whole/out at one go. Forks, because importing torch takes
+# longer than a step.
 DRIVER = """
 import os, signal, sys
 from build import __main__ as cli
 from build.checkpoint import Checkpoint
 from build.recipes import RECIPES, Choice
 
+source, place, *names = sys.argv[1:]
 steps = {type(step).__name__: type(step) for step in RECIPES["float"](Choice())}
 steps["Checkpoint"] = Checkpoint
 
@@ -30,66 +32,52 @@ def die(step, source, out):
     (out / "half-written").write_bytes(b"x" * 1000)
     os.kill(os.getpid(), signal.SIGKILL)
 
-for name in [*sys.argv[1].split(), None]:
+def build(inside, killed_in=None):
     sys.stdout.flush()
+    out, work = f"{place}/{inside}/out", f"{place}/{inside}/work"
     child = os.fork()
     if not child:
-        if name == "place":  # where the finished model is copied to --out
+        if killed_in == "place":  # where the finished model is copied to --out
             cli.shutil.copytree = lambda source, out, **rest: die(None, source, out)
-        elif name:
-            steps[name].__call__ = die
-        code = cli.main(sys.argv[2:])
+        elif killed_in:
+            steps[killed_in].__call__ = die
+        code = cli.main([source, "--out", out, "--work", work, "--no-bars", "--recipe", "float"])
         sys.stdout.flush()
         os._exit(code)
     _, status = os.waitpid(child, 0)
-    print("ended", name, os.waitstatus_to_exitcode(status), os.path.exists(sys.argv[4]))
+    print("ended", killed_in, os.waitstatus_to_exitcode(status), os.path.exists(out))
+
+cli._salt = lambda salt=cli._salt(): salt  # whatever is edited meanwhile
+for name in names:
+    build("killed", name)
+build("killed")
+print("---")
+build("whole")
 """
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.checkpoint(tmp_path_factory.mktemp("tiny") / "model")
-
-
-def build(source: Path, place: Path, killed_in: list[str]) -> list[str]:
-    """Build `place`/out; the lines that were printed."""
-    arguments = [str(source), "--out", str(place / "out"), "--work", str(place / "work")]
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+def test_a_build_killed_in_every_step_goes_on_to_the_very_same_model(tmp_path: Path) -> None:
+    source = tiny.checkpoint(tmp_path / "model")
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            DRIVER,
-            " ".join(killed_in),
-            *arguments,
-            "--no-bars",
-            "--recipe",
-            "float",
-        ],
+        [sys.executable, "-c", DRIVER, source, tmp_path, *STEPS, "place"],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(Path.cwd())},
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-def test_a_build_killed_in_every_step_goes_on_to_the_very_same_model(
-    source: Path, tmp_path: Path
-) -> None:
-    lines = build(source, tmp_path / "killed", [*STEPS, "place"])
+    lines = done.stdout.partition("---")[0].splitlines()
     for name in STEPS:
         assert f"ended {name} {-signal.SIGKILL} False" in lines  # and there is no --out yet
-        # The step was begun twice, killed and whole, and then taken as it is.
+        # The step was begun twice, killed and whole, and from then on taken as it is.
         assert lines.count(f"{name.lower()} …") == 2
         assert sum(line.startswith(f"{name.lower()}: unchanged") for line in lines) == (
             len(STEPS) - STEPS.index(name)
         )
     assert f"ended place {-signal.SIGKILL} False" in lines
-    build(source, tmp_path / "whole", [])
-    killed, whole = (contents(tmp_path / name / "out") for name in ("killed", "whole"))
-    assert killed == whole
+    assert "ended None 0 True" in lines
+    assert contents(tmp_path / "killed" / "out") == contents(tmp_path / "whole" / "out")
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {"out", "work"}
     assert not list((tmp_path / "killed" / "work").iterdir())
 
