@@ -30,11 +30,13 @@ class Hub:
     ranges: bool = True
     cut_after: int | None = None  # the CDN drops each connection after so many bytes of body
     cuts_left: int = 0
+    stall_after: int | None = None  # it sends no more of a body than that, and keeps us waiting
     served: Counter[str] = field(default_factory=Counter)
     requests: list[str] = field(default_factory=list)
     token_at_cdn: bool = False
     endpoint: str = ""
     cdn: str = ""
+    closing: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
     def running(self) -> Iterator["Hub"]:
@@ -43,6 +45,7 @@ class Hub:
         try:
             yield self
         finally:
+            self.closing.set()
             for server in servers:
                 server.shutdown()
                 server.server_close()
@@ -135,10 +138,14 @@ def _cdn_handler(hub: Hub) -> type[_Quiet]:
             stream.seek(start)
             try:
                 while start < stop:
-                    chunk = stream.read(min(1 << 20, stop - start))
+                    chunk = stream.read(min(1 << 16, stop - start))
                     self.wfile.write(chunk)
                     start += len(chunk)
                     hub.served[file] += len(chunk)
+                    if hub.stall_after is not None and hub.served[file] >= hub.stall_after:
+                        hub.closing.wait()
+                        self.close_connection = True
+                        return
             except OSError:  # the other side hung up
                 self.close_connection = True
 
