@@ -6,10 +6,10 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import BinaryIO, NoReturn
 
 from sidecar import handshake, lifeline, log, manifest, manners, settings, stdio, terminal
+from sidecar.ending import Ending
 from sidecar.errors import Internal, SidecarError
 from sidecar.server import LINGER_MS, Server
 from sidecar.service import BUG, Deliver, Service
@@ -17,8 +17,6 @@ from sidecar.settings import Settings
 from sidecar.terminal import FAILED, complain, say
 
 END_S = 0.5  # to answer what is pending, where nobody may read the answers
-
-Ends = SimpleQueue[SidecarError | None]  # safe to fill in a signal handler
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -49,30 +47,30 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def serve(chosen: Settings, stdout: BinaryIO) -> int:
     handler = log.start()
-    ends = Ends()
+    ending = Ending()
     try:
         offer = _read_offer(stdout)
         lifeline.watch()
         server = Server(offer.client_key, chosen.limits)
         service = _service(
-            chosen, server.deliver, on_ready=lambda: say(stdout, handshake.ready()), ends=ends
+            chosen, server.deliver, on_ready=lambda: say(stdout, handshake.ready()), ending=ending
         )
     except SidecarError as error:
         return _fatal(stdout, error)
     except Exception:  # no socket to be had, say: the app is told so, and not left to wait
         return _fatal(stdout, Internal(BUG))
-    _end_on_signals(ends)
+    ending.on_signals()
     stopped = threading.Event()
 
     def on_stopped(failure: SidecarError | None) -> None:
         stopped.set()
-        ends.put(failure)
+        ending.come(failure)
 
     server.start(service, on_stopped)
     say(stdout, handshake.listening(offer, server.endpoint, server.public_key, os.getpid()))
     service.start()
 
-    failure = _wait(ends)
+    failure = ending.wait()
     if failure is not None:
         say(stdout, handshake.fatal(failure))
     service.end()
@@ -84,8 +82,8 @@ def serve(chosen: Settings, stdout: BinaryIO) -> int:
 
 def run_stdio(chosen: Settings, stdout: BinaryIO) -> int:
     handler = log.start()
-    ends = Ends()
-    replies = stdio.Replies(stdout, on_closed=lambda: ends.put(None))
+    ending = Ending()
+    replies = stdio.Replies(stdout, on_closed=ending.come)
     stdin = os.fdopen(os.dup(0), "rb")
 
     def read() -> None:
@@ -94,13 +92,13 @@ def run_stdio(chosen: Settings, stdout: BinaryIO) -> int:
     # A script has no `ready` event to wait for: its input waits for us.
     reader = threading.Thread(target=read, name="stdin", daemon=True)
     try:
-        service = _service(chosen, replies.deliver, on_ready=reader.start, ends=ends)
+        service = _service(chosen, replies.deliver, on_ready=reader.start, ending=ending)
     except SidecarError as error:
         return complain(error)
-    _end_on_signals(ends)
+    ending.on_signals()
     service.start()
 
-    failure = _wait(ends)
+    failure = ending.wait()
     end = threading.Thread(target=service.end, daemon=True)  # it writes, and nobody may read
     end.start()
     end.join(END_S)
@@ -112,7 +110,7 @@ def _service(
     chosen: Settings,
     deliver: Deliver,
     on_ready: Callable[[], None],
-    ends: Ends,
+    ending: Ending,
 ) -> Service:
     described = manifest.read(chosen.model)
     return Service(
@@ -121,7 +119,7 @@ def _service(
         limits=chosen.limits,
         deliver=deliver,
         on_ready=on_ready,
-        on_finished=ends.put,
+        on_finished=ending.come,
     )
 
 
@@ -141,20 +139,6 @@ def _read_offer(stdout: BinaryIO) -> handshake.Offer:
         line += byte
     timer.cancel()
     return handshake.parse(line)
-
-
-def _end_on_signals(ends: Ends) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ends.put(None))
-
-
-def _wait(ends: Ends) -> SidecarError | None:
-    while True:
-        try:
-            # Windows delivers no signal to a thread that waits without an end.
-            return ends.get(timeout=0.5 if os.name == "nt" else None)
-        except Empty:
-            continue
 
 
 def _fatal(stdout: BinaryIO, error: SidecarError) -> int:
