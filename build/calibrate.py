@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from build import images
-from build.checkpoint import CONFIG, PREPROCESSOR, SOURCE, WEIGHTS
+from build.checkpoint import PREPROCESSOR, SOURCE, WEIGHTS
 from build.images import Folder
 from build.pipeline import carry
 from build.reference import Geometry, geometry, load
+from build.tower import CONFIG
 from sidecar.images import PixelValues
 
 PLAN = "plan.json"

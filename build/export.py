@@ -11,9 +11,10 @@ from torch.export import Dim
 
 from build import ops
 from build.calibrate import PLAN, SMOOTHING
-from build.checkpoint import CONFIG, PREPROCESSOR, SOURCE, WEIGHTS
+from build.checkpoint import PREPROCESSOR, SOURCE, WEIGHTS
 from build.pipeline import carry
 from build.reference import Geometry, Projection, VisionEncoderWrapper, geometry, load
+from build.tower import CONFIG
 
 GRAPH = "vision_encoder.onnx"
 DATA = GRAPH + ".data"

@@ -5,13 +5,11 @@ behave as its users know them. Of each shard we ask for the header, then for the
 tensors. They are kept in the hub's assets cache; a partial file's length says how far we came.
 """
 
-import errno
 import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,14 +24,10 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import (
     EntryNotFoundError,
-    GatedRepoError,
     HfHubHTTPError,
-    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 from huggingface_hub.utils import (
     WeakFileLock,
@@ -45,6 +39,7 @@ from huggingface_hub.utils import (
 
 from build import tensors, tower
 from build.errors import BuildError
+from build.hub_errors import explained
 from build.tensors import PREFIX, Tensor
 from build.tower import ADAPTER, CONFIG, INDEX, PROCESSORS, SINGLE, Piece
 
@@ -59,7 +54,7 @@ def fetch(model_id: str, revision: str | None = None) -> tuple[str, Path]:
 
     Fetches only what is in no cache yet. Raises BuildError.
     """
-    with _explained(model_id, revision):
+    with explained(model_id, revision):
         snapshot, online = _resolve(model_id, revision or constants.DEFAULT_REVISION)
         commit = snapshot.name
         place = cached_assets_path(LIBRARY, namespace=model_id, subfolder=commit)
@@ -103,7 +98,11 @@ class _Repository:
             found = hf_hub_download(
                 self.model_id, file, revision=self.commit, local_files_only=not self.online
             )
-        except EntryNotFoundError:
+        except RemoteEntryNotFoundError:
+            return None
+        except LocalEntryNotFoundError:
+            if self.online:  # the network went away: what it would have said is not known
+                raise
             return None
         return Path(found)
 
@@ -173,7 +172,8 @@ class _Repository:
                     retry_on_exceptions=(),
                 ) as response:
                     hf_raise_for_status(response)
-                    if response.status_code != httpx2.codes.PARTIAL_CONTENT:
+                    span = response.headers.get("Content-Range", "")
+                    if not span.startswith(f"bytes {start}-{stop - 1}/"):
                         raise _NoRanges
                     for chunk in response.iter_bytes():  # as they come, so that none is lost
                         start += len(chunk)
@@ -237,7 +237,7 @@ def _collect(repository: _Repository, pieces: Mapping[str, Piece]) -> None:
         target.flush()
         os.fsync(target.fileno())
     partial.replace(repository.place / SINGLE)
-    for kept in repository.place.glob("*.header"):
+    for kept in repository.place.glob("*.header*"):
         kept.unlink()
 
 
@@ -276,63 +276,3 @@ def _check_space(place: Path, needed: int) -> None:
             f"the disk of {place} has {free / GB:.2f} GB free, expected {needed / GB:.2f} GB. Make "
             "room, or point HF_HOME at another disk; what was fetched so far is kept."
         )
-
-
-@contextmanager
-def _explained(model_id: str, revision: str | None) -> Iterator[None]:
-    """Turn whatever goes wrong on the way into a BuildError."""
-    try:
-        yield
-    except (OSError, httpx2.HTTPError, HFValidationError) as error:
-        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None
-        raise BuildError(_reason(cause or error, model_id, revision)) from error
-
-
-def _reason(error: BaseException, model_id: str, revision: str | None) -> str:
-    page = f"{constants.ENDPOINT}/{model_id}"
-    match error:
-        case GatedRepoError() if error.response.status_code == httpx2.codes.UNAUTHORIZED:
-            return (
-                f"{model_id} is gated and no token came with the request. Accept its licence on "
-                f"{page}, then sign in with `hf auth login` or set HF_TOKEN."
-            )
-        case GatedRepoError():
-            return (
-                f"{model_id} is gated and your account has no access to it yet. Accept its licence "
-                f"on {page} with the account that the token belongs to, then run this again."
-            )
-        case RepositoryNotFoundError():
-            return (
-                f"{constants.ENDPOINT} knows no model {model_id}, or it is private. Check the "
-                "spelling; for a private model sign in with `hf auth login` or set HF_TOKEN."
-            )
-        case RevisionNotFoundError():
-            return f"{model_id} has no revision {revision}. Choose one from {page}/commits/main."
-        case OfflineModeIsEnabled() | LocalEntryNotFoundError():
-            return (
-                f"{model_id} is not in the cache and HF_HUB_OFFLINE is set. Unset it, or run once "
-                "with a network."
-            )
-        case HfHubHTTPError() if error.response.status_code == httpx2.codes.UNAUTHORIZED:
-            return f"{constants.ENDPOINT} refused the token. Sign in again with `hf auth login`."
-        case HfHubHTTPError():
-            said = f" ({error.server_message})" if error.server_message else ""
-            return (
-                f"{constants.ENDPOINT} answered {error.response.status_code}{said} for {model_id}. "
-                "Try again later; what was fetched so far is kept."
-            )
-        case httpx2.HTTPError():
-            return (
-                f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}). Check the "
-                "network and run this again; what was fetched so far is kept."
-            )
-        case HFValidationError():
-            return (
-                f"{model_id!r} is neither a directory nor a hub id such as google/medgemma-4b-it."
-            )
-        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return (
-                f"the disk of {constants.HF_HOME} is full. Make room, or point HF_HOME at another "
-                "disk, and run this again; what was fetched so far is kept."
-            )
-    return f"{model_id} could not be fetched: {error}"

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from build.calibrate import PLAN, SMOOTHING
-from build.checkpoint import CONFIG, PREPROCESSOR, SOURCE, WEIGHTS
+from build.checkpoint import PREPROCESSOR, SOURCE, WEIGHTS
 from build.export import FLOAT_BYTES, GRAPH, save
 from build.pipeline import carry
+from build.tower import CONFIG
 
 QUANTISED = "vision_encoder_quant.onnx"
 Array = NDArray[np.float32]

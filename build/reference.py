@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import Gemma3Config, SiglipVisionConfig, SiglipVisionModel
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
-from build.checkpoint import CONFIG, PREPROCESSOR, WEIGHTS
+from build.checkpoint import PREPROCESSOR, WEIGHTS
 from build.errors import BuildError
+from build.tower import CONFIG
 from sidecar.manifest import GRID, TOKENS, Normalisation
 
 Projection = Literal["projector", "linear"]

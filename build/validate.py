@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from build import images
-from build.checkpoint import CONFIG, PREPROCESSOR, SOURCE
+from build.checkpoint import PREPROCESSOR, SOURCE
 from build.errors import BuildError
 from build.export import FLOAT_BYTES, OUTPUTS
 from build.pipeline import carry
 from build.reference import Projection, geometry, load
+from build.tower import CONFIG
 from sidecar.session import Session, saturates
 
 REPORT = "report.json"
