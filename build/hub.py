@@ -260,7 +260,7 @@ def _progress(repository: _Repository, total: int, done: int) -> tqdm:
         file=sys.stderr,
     )
     # With size, speed and time to go; a line every ten seconds where nobody watches a terminal.
-    return tqdm(  # type: ignore[no-untyped-call]
+    return tqdm(
         total=total,
         initial=done,
         unit="B",
