@@ -1,7 +1,7 @@
-// Flash attention in small integers: the scores of a few queries with a block of keys are made,
-// turned into probabilities and spent on the block's values before the next block is looked at.
+// Flash attention in 8-bit integers: the scores of a few queries with a block of keys are made, turned
+// into probabilities and spent on the block's values before the next block is looked at.
 //
-// docs/kernels.md explains the steps and the picture of the blocking. This file knows how attention
+// docs/kernels.md explains the steps and has a picture of the blocking. This file knows how attention
 // is blocked; products-inl.h knows how numbers are multiplied; neither knows ONNX Runtime.
 
 #include "attention.h"
@@ -26,21 +26,25 @@ HWY_BEFORE_NAMESPACE();
 namespace vision_kernels {
 namespace HWY_NAMESPACE {
 
-// The older instruction sets, which Highway compiles for as well, have no products to our taste.
+// Highway compiles for the CPU's oldest instruction set as well: that is not worth our while.
 #undef VK_SERVED
 #if HWY_ARCH_X86
 #define VK_SERVED (HWY_TARGET == HWY_AVX2 || HWY_TARGET <= HWY_AVX3_DL)
 #else
-#define VK_SERVED (HWY_TARGET == HWY_NEON || HWY_TARGET == HWY_NEON_BF16)
+#define VK_SERVED (defined(__ARM_FEATURE_DOTPROD) || HWY_TARGET == HWY_NEON_BF16)
 #endif
 
 #if VK_SERVED
 
 constexpr size_t kBlockKeys = 64;      // values share a scale within a block: larger is less exact
 constexpr size_t kBlockQueries = 120;  // a multiple of kRows; their sums stay in the L2 cache
-constexpr size_t kCacheLine = 64;
-constexpr float kSmallest = 1e-36f;  // scales below it count as this, so that none divides by zero
 constexpr size_t kBlockVectors = kBlockKeys / kLanes;
+constexpr size_t kPanelKeys = kTileVectors * kLanes;
+constexpr size_t kCacheLine = 64;
+constexpr float kSmallest = 1e-35f;  // what is smaller counts as this, so that no inverse overflows
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+static_assert(kBlockQueries % kRows == 0 && kBlockKeys % kPanelKeys == 0, "tiles fill their blocks");
 
 // Deals out consecutive, aligned parts of one piece of memory; from null, just adds them up.
 class Carver {
@@ -55,75 +59,76 @@ class Carver {
     return taken;
   }
 
-  uintptr_t next() const { return next_; }
-
  private:
   uintptr_t next_;
 };
 
-// The numbers that `max |x| <= limit` makes of floats: x divided by `step`, rounded.
+// How numbers of at most `largest` become integers of at most `limit`.
 struct Quantiser {
   Quantiser(float largest, float limit)
       : step(std::max(largest, kSmallest) / limit), inverse(limit / std::max(largest, kSmallest)) {}
-  float step;
-  float inverse;
+  float step;     // what one unit is worth
+  float inverse;  // units per 1.0
 };
 
-HWY_INLINE Float LoadUpTo(const float* from, size_t count) {
+static HWY_INLINE Float LoadUpTo(const float* from, size_t count) {
   return count >= kLanes ? hn::LoadU(Floats(), from) : hn::LoadN(Floats(), from, count);
 }
 
-// Stores kLanes integers as Format's left or right factors, which they fit.
+// Keeps the lowest byte of each integer, which must fit into it.
 template <class T>
-HWY_INLINE void StoreIntegers(Int integers, T* to) {
-  const hn::Rebind<T, Ints> narrow;
-  hn::StoreU(hn::DemoteTo(narrow, integers), narrow, to);
+HWY_INLINE hn::Vec<hn::Rebind<T, Ints>> ToBytes(Int integers) {
+  const hn::RebindToUnsigned<Ints> bits;
+  const hn::Rebind<uint8_t, Ints> bytes;
+  return hn::BitCast(hn::Rebind<T, Ints>(), hn::TruncateTo(bytes, hn::BitCast(bits, integers)));
 }
 
-// ScoreFormat multiplies queries with keys, ValueFormat probabilities with values.
-template <class ScoreFormat, class ValueFormat>
+template <class T>
+HWY_INLINE void StoreBytes(Int integers, T* to) {
+  hn::StoreU(ToBytes<T>(integers), hn::Rebind<T, Ints>(), to);
+}
+
+// `Product` is the instruction, of products-inl.h.
+template <class Product>
 class FlashAttention {
-  using Query = typename ScoreFormat::Left;
-  using Key = typename ScoreFormat::Right;
-  using Probability = typename ValueFormat::Left;
-  using Value = typename ValueFormat::Right;
+  using Left = typename Product::Left;  // queries and probabilities; keys and values are int8_t
 
  public:
   FlashAttention(const AttentionShape& shape, const AttentionTensors& tensors, void* workspace,
                  size_t workers)
       : shape_(shape),
         tensors_(tensors),
-        row_(shape.heads * shape.width),
         padded_width_(hwy::RoundUpTo(shape.width, kLanes)),
-        key_groups_(hwy::DivCeil(shape.width, ScoreFormat::kGroup)),
+        groups_(hwy::DivCeil(shape.width, kGroup)),
         blocks_(hwy::DivCeil(shape.tokens, kBlockKeys)) {
-    const size_t heads = shape.batch * shape.heads;
-    const size_t keys_of_head = blocks_ * kBlockKeys;
+    const size_t blocks = shape.batch * shape.heads * blocks_;  // of all heads
     Carver carver(workspace);
-    packed_keys_ = carver.Take<uint8_t>(heads * keys_of_head * key_groups_ * sizeof(int32_t));
-    key_steps_ = carver.Take<float>(heads * keys_of_head);
-    key_starts_ = carver.Take<int32_t>(heads * keys_of_head);
-    packed_values_ = carver.Take<uint8_t>(heads * keys_of_head * padded_width_ * sizeof(Value));
-    value_steps_ = carver.Take<float>(heads * blocks_ * padded_width_);
-    value_centres_ = carver.Take<float>(heads * blocks_ * padded_width_);
+    keys_ = carver.Take<int8_t>(blocks * KeyBlockBytes());
+    key_steps_ = carver.Take<float>(blocks * kBlockKeys);
+    key_starts_ = carver.Take<int32_t>(blocks * kBlockKeys);
+    values_ = carver.Take<int8_t>(blocks * ValueBlockBytes());
+    value_steps_ = carver.Take<float>(blocks * padded_width_);
+    value_centres_ = carver.Take<float>(blocks * padded_width_);
     desks_ = carver.Take<uint8_t>(0);
-    Desk first(*this, desks_);
-    desk_bytes_ = first.bytes;
-    workspace_bytes_ = reinterpret_cast<uintptr_t>(desks_) - reinterpret_cast<uintptr_t>(workspace) +
-                       workers * desk_bytes_ + kCacheLine;
+    uint8_t* const end = carver.Take<uint8_t>(workers * Desk::Bytes(*this));
+    workspace_bytes_ = reinterpret_cast<uintptr_t>(end) - reinterpret_cast<uintptr_t>(workspace) +
+                       workers * Desk::Bytes(*this) + kCacheLine;
   }
 
+  // What a workspace at the worst alignment needs.
   size_t workspace_bytes() const { return workspace_bytes_; }
 
-  // Must be done for a head before `Attend` is called for it.
+  // Keys and values of one head of one image; `head` counts through all images. Each worker is told
+  // a number of its own, below the number of workers.
   void Pack(size_t head, size_t worker) {
-    Desk desk(*this, desks_ + worker * desk_bytes_);
+    Desk desk(*this, worker);
     PackKeys(head, desk);
-    PackValues(head);
+    for (size_t block = 0; block < blocks_; ++block) PackValues(head, block);
   }
 
-  void Attend(size_t head, size_t query_block, size_t worker) {
-    Desk desk(*this, desks_ + worker * desk_bytes_);
+  // One block of queries, with a head that is packed.
+  void Attend(size_t head, size_t query_block, size_t worker) const {
+    Desk desk(*this, worker);
     const size_t first = query_block * kBlockQueries;
     const size_t count = std::min(kBlockQueries, shape_.tokens - first);
     const size_t padded = hwy::RoundUpTo(count, kRows);
@@ -139,144 +144,142 @@ class FlashAttention {
   }
 
  private:
-  // What one worker needs for one block of queries.
+  // The memory of one worker, for one block of queries at a time.
   struct Desk {
-    Desk(const FlashAttention& attention, uint8_t* memory) {
+    Desk(const FlashAttention& attention, size_t worker)
+        : Desk(attention, attention.desks_ + worker * Bytes(attention)) {}
+
+    static size_t Bytes(const FlashAttention& attention) {
+      return reinterpret_cast<uintptr_t>(Desk(attention, nullptr).end);
+    }
+
+    size_t stride;       // of queries and sums, in elements
+    Left* queries;       // [kBlockQueries, stride]
+    float* query_steps;  // what a product is worth in the exponent of a power of two, per query
+    float* highest;      // the highest score of each query so far
+    float* weights;      // the sum of each query's probabilities so far
+    float* sums;         // [kBlockQueries, stride]: the sum of its probabilities times values
+
+    float* scores;        // [kRows, kBlockKeys]; with what follows, of the kRows queries at hand
+    Left* probabilities;  // [kRows, kBlockKeys]
+    float block_sums[kRows];  // of these probabilities
+    float kept[kRows];        // what earlier sums are still worth
+    float gained[kRows];      // what this block's are worth
+
+    float* means;  // [stride], of the keys
+    int8_t* key;   // [stride]
+
+   private:
+    Desk(const FlashAttention& attention, uint8_t* memory) : stride(attention.padded_width_) {
       Carver carver(memory);
-      query_stride = hwy::RoundUpTo(attention.shape_.width, kLanes) * sizeof(Query);
-      queries = carver.Take<uint8_t>(kBlockQueries * query_stride);
+      queries = carver.Take<Left>(kBlockQueries * stride);
       query_steps = carver.Take<float>(kBlockQueries);
       highest = carver.Take<float>(kBlockQueries);
       weights = carver.Take<float>(kBlockQueries);
-      sums = carver.Take<float>(kBlockQueries * attention.padded_width_);
+      sums = carver.Take<float>(kBlockQueries * stride);
       scores = carver.Take<float>(kRows * kBlockKeys);
-      probabilities = carver.Take<Probability>(kRows * kBlockKeys);
-      means = carver.Take<float>(attention.padded_width_);
-      key = carver.Take<Key>(attention.padded_width_ + kLanes);
-      carver.Take<uint8_t>(0);
-      bytes = carver.next() - reinterpret_cast<uintptr_t>(memory);
+      probabilities = carver.Take<Left>(kRows * kBlockKeys);
+      means = carver.Take<float>(stride);
+      key = carver.Take<int8_t>(stride);
+      end = carver.Take<uint8_t>(0);
     }
 
-    uint8_t* queries;  // rows of numbers, query_stride bytes apart
-    size_t query_stride;
-    float* query_steps;  // what one unit of a query row is worth, in powers of two of probability
-    float* highest;      // the highest score of each row so far
-    float* weights;      // the sum of each row's probabilities so far, relative to `highest`
-    float* sums;         // [kBlockQueries, padded_width]: the sum of probability times value
-    float* scores;       // [kRows, kBlockKeys]
-    Probability* probabilities;  // [kRows, kBlockKeys]
-    float* means;                // of the keys
-    Key* key;                    // one key as numbers
-    size_t bytes;
-
-    // Of the kRows rows at hand, set by Weigh and spent by Accumulate.
-    float kept[kRows];      // what the earlier sums still count
-    float gained[kRows];    // what this block's probabilities count
-    float block_sum[kRows];  // of this block's probabilities
+    uint8_t* end;
   };
 
-  // `head` counts through all images.
+  size_t KeyBlockBytes() const { return kBlockKeys * groups_ * kGroupBytes; }
+  size_t ValueBlockBytes() const { return kBlockKeys * padded_width_; }
+
+  // Of the head's row for one token, in each of the tensors.
   size_t Offset(size_t head, size_t token) const {
     const size_t image = head / shape_.heads;
-    return (image * shape_.tokens + token) * row_ + head % shape_.heads * shape_.width;
+    const size_t row = image * shape_.tokens + token;
+    return (row * shape_.heads + head % shape_.heads) * shape_.width;
   }
 
-  const float* Row(const float* matrix, size_t head, size_t token) const {
-    return matrix + Offset(head, token);
-  }
-
-  // Keys become numbers of 8 or 16 bits, each key with its own scale. Their mean is subtracted
-  // first: it adds the same to all scores of a query, which the softmax does not notice, and what
-  // is left is smaller, hence finer.
+  // Keys become integers, each key with a step of its own. Their mean is subtracted first: it adds
+  // the same to all scores of a query, which the softmax does not notice, and the rest is smaller,
+  // hence finer.
   void PackKeys(size_t head, Desk& desk) {
-    const Floats floats;
-    const size_t width = shape_.width;
-    std::fill_n(desk.means, padded_width_, 0.0f);
-    for (size_t token = 0; token < shape_.tokens; ++token) {
-      const float* const key = Row(tensors_.keys, head, token);
-      for (size_t i = 0; i < width; i += kLanes) {
-        const Float mean = hn::Load(floats, desk.means + i);
-        hn::Store(hn::Add(mean, LoadUpTo(key + i, width - i)), floats, desk.means + i);
-      }
-    }
-    const float share = 1.0f / static_cast<float>(shape_.tokens);
-    for (size_t i = 0; i < width; ++i) desk.means[i] *= share;
-
-    const size_t key_bytes = key_groups_ * sizeof(int32_t);
-    uint8_t* const panels = packed_keys_ + head * blocks_ * kBlockKeys * key_bytes;
-    float* const steps = key_steps_ + head * blocks_ * kBlockKeys;
-    int32_t* const starts = key_starts_ + head * blocks_ * kBlockKeys;
+    FindMeans(head, desk.means);
     for (size_t token = 0; token < blocks_ * kBlockKeys; ++token) {
+      const size_t number = head * blocks_ * kBlockKeys + token;  // of the key among all
       if (token < shape_.tokens) {
-        int32_t sum;
-        steps[token] = QuantiseKey(Row(tensors_.keys, head, token), desk, sum);
-        // Queries are stored plus kLeftShift: what that adds to the product is taken off here.
-        starts[token] = -ScoreFormat::kLeftShift * sum;
-      } else {  // beyond the last key; Weigh leaves these out
-        std::fill_n(desk.key, padded_width_, Key{0});
-        steps[token] = 0.0f;
-        starts[token] = 0;
+        const int32_t sum = QuantiseKey(head, token, desk, key_steps_[number]);
+        // Queries are stored plus kLeftShift; what that adds to their products is taken off here.
+        key_starts_[number] = -Product::kLeftShift * sum;
+      } else {  // fills the last block up; Weigh overwrites its scores
+        std::fill_n(desk.key, desk.stride, int8_t{0});
+        key_steps_[number] = 0.0f;
+        key_starts_[number] = 0;
       }
-      // One column of its panel: its groups lie a row of the panel apart.
-      constexpr size_t kColumns = kTileVectors * kLanes;
-      uint8_t* column = panels + token / kColumns * kColumns * key_bytes +
-                        token % kColumns * sizeof(int32_t);
-      for (size_t group = 0; group < key_groups_; ++group) {
-        memcpy(column, desk.key + group * ScoreFormat::kGroup, sizeof(int32_t));
-        column += kColumns * sizeof(int32_t);
+      // The key is one column of its panel, whose groups lie a row of the panel apart.
+      const size_t column = number % kPanelKeys;
+      int8_t* to = keys_ + (number - column) * groups_ * kGroupBytes + column * kGroupBytes;
+      for (size_t group = 0; group < groups_; ++group) {
+        memcpy(to, desk.key + group * kGroup, kGroupBytes);
+        to += kPanelKeys * kGroupBytes;
       }
     }
   }
 
-  float QuantiseKey(const float* key, Desk& desk, int32_t& sum) const {
+  void FindMeans(size_t head, float* means) const {
     const Floats floats;
-    const size_t width = shape_.width;
+    std::fill_n(means, padded_width_, 0.0f);
+    for (size_t token = 0; token < shape_.tokens; ++token) {
+      const float* const key = tensors_.keys + Offset(head, token);
+      for (size_t i = 0; i < shape_.width; i += kLanes) {
+        const Float sum = hn::Load(floats, means + i);
+        hn::Store(hn::Add(sum, LoadUpTo(key + i, shape_.width - i)), floats, means + i);
+      }
+    }
+    for (size_t i = 0; i < shape_.width; ++i) means[i] /= static_cast<float>(shape_.tokens);
+  }
+
+  // Leaves the key in `desk.key`; returns the sum of its integers.
+  int32_t QuantiseKey(size_t head, size_t token, Desk& desk, float& step) const {
+    const Floats floats;
+    const float* const key = tensors_.keys + Offset(head, token);
+    const auto centred = [&](size_t i) HWY_ATTR {
+      return hn::Sub(LoadUpTo(key + i, shape_.width - i), hn::Load(floats, desk.means + i));
+    };
     Float largest = hn::Zero(floats);
-    for (size_t i = 0; i < width; i += kLanes) {
-      const Float mean = hn::Load(floats, desk.means + i);
-      largest = hn::Max(largest, hn::Abs(hn::Sub(LoadUpTo(key + i, width - i), mean)));
+    for (size_t i = 0; i < shape_.width; i += kLanes) {
+      largest = hn::Max(largest, hn::Abs(centred(i)));
     }
-    const Quantiser quantiser(hn::ReduceMax(floats, largest), ScoreFormat::kRightLimit);
-    Int total = hn::Zero(Ints());
-    for (size_t i = 0; i < width; i += kLanes) {
-      const Float mean = hn::Load(floats, desk.means + i);
-      const Float centred = hn::Sub(LoadUpTo(key + i, width - i), mean);
-      const Int integers = hn::NearestInt(hn::Mul(centred, hn::Set(floats, quantiser.inverse)));
-      StoreIntegers(integers, desk.key + i);
-      total = hn::Add(total, integers);
+    const Quantiser quantiser(hn::ReduceMax(floats, largest), Product::kRightLimit);
+    step = quantiser.step;
+    const Float inverse = hn::Set(floats, quantiser.inverse);
+    Int sum = hn::Zero(Ints());
+    for (size_t i = 0; i < shape_.width; i += kLanes) {
+      const Int integers = Nearest(hn::Mul(centred(i), inverse));
+      StoreBytes(integers, desk.key + i);
+      sum = hn::Add(sum, integers);
     }
-    sum = hn::ReduceSum(Ints(), total);
-    return quantiser.step;
+    return hn::ReduceSum(Ints(), sum);
   }
 
-  // Values have the centre of their block of keys subtracted, per channel, and become integers with
-  // one scale for that block and channel, or bf16. A group is the same channel of neighbouring keys.
-  void PackValues(size_t head) {
-    for (size_t block = 0; block < blocks_; ++block) {
-      const size_t first = block * kBlockKeys;
-      const size_t count = std::min(kBlockKeys, shape_.tokens - first);
-      uint8_t* const panels = packed_values_ + (head * blocks_ + block) * ValueBlockBytes();
-      ForEachPanel(padded_width_ / kLanes, [&](auto vectors, size_t first_vector) HWY_ATTR {
-        uint8_t* const panel = panels + first_vector * kLanes * kBlockKeys * sizeof(Value);
-        for (size_t v = 0; v < vectors; ++v) {
-          PackChannels(head, first, count, (first_vector + v) * kLanes,
-                       panel + v * kLanes * sizeof(int32_t),
-                       vectors * kLanes * sizeof(int32_t));
-        }
-      });
-    }
+  // A group holds the same channel of four neighbouring keys.
+  void PackValues(size_t head, size_t block) {
+    int8_t* const panels = values_ + (head * blocks_ + block) * ValueBlockBytes();
+    ForEachPanel(padded_width_ / kLanes, [&](auto vectors, size_t first) HWY_ATTR {
+      int8_t* const panel = panels + first * kLanes * kBlockKeys;
+      for (size_t v = 0; v < vectors; ++v) {
+        PackChannels(head, block, (first + v) * kLanes, panel + v * kLanes * kGroupBytes,
+                     vectors * kLanes * kGroupBytes);
+      }
+    });
   }
 
-  size_t ValueBlockBytes() const { return kBlockKeys * padded_width_ * sizeof(Value); }
-
-  // kLanes channels from `channel` on, of `count` keys; groups lie `stride` bytes apart.
-  void PackChannels(size_t head, size_t first, size_t count, size_t channel, uint8_t* to,
-                    size_t stride) {
+  // The kLanes channels from `channel` on, as integers with one centre and one step per channel.
+  // Groups lie `stride` bytes apart.
+  void PackChannels(size_t head, size_t block, size_t channel, int8_t* to, size_t stride) {
     const Floats floats;
-    const size_t channels = shape_.width - channel;
-    const auto load = [&](size_t key) HWY_ATTR {
-      return key < count ? LoadUpTo(Row(tensors_.values, head, first + key) + channel, channels)
-                         : hn::Zero(floats);  // its probability is zero, whatever this is
+    const size_t first = block * kBlockKeys;
+    const size_t count = std::min(kBlockKeys, shape_.tokens - first);
+    const auto load = [&](size_t key) HWY_ATTR {  // repeats the last one, to fill the last block up
+      const size_t at = Offset(head, first + std::min(key, count - 1)) + channel;
+      return LoadUpTo(tensors_.values + at, shape_.width - channel);
     };
     Float lowest = load(0), highest = load(0);
     for (size_t key = 1; key < count; ++key) {
@@ -285,100 +288,78 @@ class FlashAttention {
     }
     const Float half = hn::Set(floats, 0.5f);
     const Float centre = hn::MulAdd(half, lowest, hn::Mul(half, highest));
-    const size_t at = (head * blocks_ + first / kBlockKeys) * padded_width_ + channel;
+    const Float reach = hn::Max(hn::Sub(highest, centre), hn::Set(floats, kSmallest));
+    const Float limit = hn::Set(floats, Product::kRightLimit);
+    const size_t at = (head * blocks_ + block) * padded_width_ + channel;
     hn::Store(centre, floats, value_centres_ + at);
+    hn::Store(hn::Div(reach, limit), floats, value_steps_ + at);
 
-    if constexpr (ValueFormat::kInteger) {
-      const Float limit = hn::Set(floats, ValueFormat::kRightLimit);
-      const Float reach = hn::Max(hn::Sub(highest, centre), hn::Set(floats, kSmallest));
-      hn::Store(hn::Div(reach, limit), floats, value_steps_ + at);
-      const Float inverse = hn::Div(limit, reach);
-      const hn::Rebind<Value, Floats> narrow;
-      const auto quantise = [&](size_t key) HWY_ATTR {
-        return hn::DemoteTo(narrow, hn::NearestInt(hn::Mul(hn::Sub(load(key), centre), inverse)));
-      };
-      for (size_t key = 0; key < kBlockKeys; key += ValueFormat::kGroup, to += stride) {
-        Value* const group = reinterpret_cast<Value*>(to);
-        if constexpr (ValueFormat::kGroup == 4) {
-          hn::StoreInterleaved4(quantise(key), quantise(key + 1), quantise(key + 2),
-                                quantise(key + 3), narrow, group);
-        } else {
-          hn::StoreInterleaved2(quantise(key), quantise(key + 1), narrow, group);
-        }
-      }
-    } else {
-      const hn::Rebind<hwy::bfloat16_t, Floats> narrow;
-      const hn::Rebind<uint16_t, Floats> bits;
-      const auto shorten = [&](size_t key) HWY_ATTR {
-        return hn::BitCast(bits, hn::DemoteTo(narrow, hn::Sub(load(key), centre)));
-      };
-      for (size_t key = 0; key < kBlockKeys; key += 2, to += stride) {
-        hn::StoreInterleaved2(shorten(key), shorten(key + 1), bits,
-                              reinterpret_cast<uint16_t*>(to));
-      }
+    const Float inverse = hn::Div(limit, reach);
+    const auto quantise = [&](size_t key) HWY_ATTR {
+      return ToBytes<int8_t>(Nearest(hn::Mul(hn::Sub(load(key), centre), inverse)));
+    };
+    for (size_t key = 0; key < kBlockKeys; key += kGroup, to += stride) {
+      hn::StoreInterleaved4(quantise(key), quantise(key + 1), quantise(key + 2), quantise(key + 3),
+                            hn::Rebind<int8_t, Ints>(), to);
     }
   }
 
-  // Queries become numbers, each row with its own scale; rows up to `padded` repeat the last one.
+  // Queries become integers, each with a step of its own; rows up to `padded` repeat the last one.
   void TakeQueries(size_t head, size_t first, size_t count, size_t padded, Desk& desk) const {
     const Floats floats;
-    const size_t width = shape_.width;
-    const float log2_e = 1.44269504f;  // so that the softmax can use powers of two
+    const float log2_e = 1.44269504f;  // the softmax is made of powers of two
     for (size_t row = 0; row < padded; ++row) {
-      const float* const query = Row(tensors_.queries, head, first + std::min(row, count - 1));
+      const float* const query =
+          tensors_.queries + Offset(head, first + std::min(row, count - 1));
       Float largest = hn::Zero(floats);
-      for (size_t i = 0; i < width; i += kLanes) {
-        largest = hn::Max(largest, hn::Abs(LoadUpTo(query + i, width - i)));
+      for (size_t i = 0; i < shape_.width; i += kLanes) {
+        largest = hn::Max(largest, hn::Abs(LoadUpTo(query + i, shape_.width - i)));
       }
-      const Quantiser quantiser(hn::ReduceMax(floats, largest), ScoreFormat::kSignedLeftLimit);
-      Query* const to = reinterpret_cast<Query*>(desk.queries + row * desk.query_stride);
-      for (size_t i = 0; i < width; i += kLanes) {
-        const Float scaled =
-            hn::Mul(LoadUpTo(query + i, width - i), hn::Set(floats, quantiser.inverse));
-        StoreIntegers(
-            hn::Add(hn::NearestInt(scaled), hn::Set(Ints(), ScoreFormat::kLeftShift)), to + i);
+      const Quantiser quantiser(hn::ReduceMax(floats, largest), 127.0f);
+      const Float inverse = hn::Set(floats, quantiser.inverse);
+      for (size_t i = 0; i < shape_.width; i += kLanes) {
+        const Int integers = Nearest(hn::Mul(LoadUpTo(query + i, shape_.width - i), inverse));
+        StoreBytes(hn::Add(integers, hn::Set(Ints(), Product::kLeftShift)),
+                   desk.queries + row * desk.stride + i);
       }
-      // Above zero, or the scores of padding could not be minus infinity times this.
+      // Above zero, so that minus infinity times this is what it should be.
       desk.query_steps[row] = std::max(quantiser.step * shape_.scale * log2_e,
                                        std::numeric_limits<float>::min());
     }
-    std::fill_n(desk.highest, padded, -std::numeric_limits<float>::infinity());
+    std::fill_n(desk.highest, padded, -kInfinity);
     std::fill_n(desk.weights, padded, 0.0f);
-    std::fill_n(desk.sums, padded * padded_width_, 0.0f);
+    std::fill_n(desk.sums, padded * desk.stride, 0.0f);
   }
 
-  // Products of kRows queries with a block of keys, still to be multiplied by the queries' steps.
+  // Scores of kRows queries with a block of keys, still to be multiplied by the queries' steps.
   void Score(size_t head, size_t block, size_t row, Desk& desk) const {
     const Floats floats;
-    constexpr size_t kColumns = kTileVectors * kLanes;
-    const size_t panel_bytes = key_groups_ * kColumns * sizeof(int32_t);
-    for (size_t column = 0; column < kBlockKeys; column += kColumns) {
-      const size_t key = (head * blocks_ + block) * kBlockKeys + column;
+    for (size_t panel = 0; panel < kBlockKeys; panel += kPanelKeys) {
+      const size_t key = (head * blocks_ + block) * kBlockKeys + panel;
       const float* const steps = key_steps_ + key;
       const int32_t* const starts = key_starts_ + key;
-      float* const scores = desk.scores + column;
-      MultiplyTile<ScoreFormat, kTileVectors>(
-          desk.queries + row * desk.query_stride, desk.query_stride,
-          packed_keys_ + key / kColumns * panel_bytes, key_groups_,
-          [starts](size_t v) HWY_ATTR { return hn::Load(Ints(), starts + v * kLanes); },
-          [steps, scores, floats](size_t r, size_t v, Int sum) HWY_ATTR {
-            const Float score = hn::Mul(ToFloat(sum), hn::Load(floats, steps + v * kLanes));
+      float* const scores = desk.scores + panel;
+      MultiplyTile<Product, kTileVectors>(
+          desk.queries + row * desk.stride, desk.stride, keys_ + key * groups_ * kGroupBytes,
+          groups_, [=](size_t v) HWY_ATTR { return hn::Load(Ints(), starts + v * kLanes); },
+          [=](size_t r, size_t v, Int sum) HWY_ATTR {
+            const Float step = hn::Load(floats, steps + v * kLanes);
+            const Float score = hn::Mul(hn::ConvertTo(floats, sum), step);
             hn::Store(score, floats, scores + r * kBlockKeys + v * kLanes);
           });
     }
   }
 
-  // Scores become probabilities, relative to the row's highest score within this block.
+  // Scores become probabilities, relative to the query's highest score within this block.
   void Weigh(size_t block, size_t row, Desk& desk) const {
     const Floats floats;
     const size_t valid = std::min(kBlockKeys, shape_.tokens - block * kBlockKeys);
-    // Lanes beyond kRows stay zero: one vector, or two, for all rows at once.
-    constexpr size_t kPadded = (kRows + kLanes - 1) / kLanes * kLanes;
-    HWY_ALIGN float fallen[kPadded] = {};
-    HWY_ALIGN float below[kPadded] = {};
+    constexpr size_t kPadded = (kRows + kLanes - 1) / kLanes * kLanes;  // whole vectors
+    HWY_ALIGN float kept[kPadded] = {};
+    HWY_ALIGN float gained[kPadded] = {};
     for (size_t r = 0; r < kRows; ++r) {
       float* const scores = desk.scores + r * kBlockKeys;
-      std::fill(scores + valid, scores + kBlockKeys, -std::numeric_limits<float>::infinity());
+      std::fill(scores + valid, scores + kBlockKeys, -kInfinity);
       Float best = hn::Load(floats, scores);
       for (size_t v = 1; v < kBlockVectors; ++v) {
         best = hn::Max(best, hn::Load(floats, scores + v * kLanes));
@@ -386,68 +367,58 @@ class FlashAttention {
       const float step = desk.query_steps[row + r];
       const float block_highest = hn::ReduceMax(floats, best) * step;
       const float highest = std::max(desk.highest[row + r], block_highest);
-      fallen[r] = desk.highest[row + r] - highest;
-      below[r] = block_highest - highest;
+      kept[r] = desk.highest[row + r] - highest;
+      gained[r] = block_highest - highest;
       desk.highest[row + r] = highest;
-      desk.block_sum[r] =
+      desk.block_sums[r] =
           WriteProbabilities(scores, step, block_highest, desk.probabilities + r * kBlockKeys);
     }
     for (size_t r = 0; r < kPadded; r += kLanes) {
-      hn::Store(Exp2(hn::Load(floats, fallen + r)), floats, fallen + r);
-      hn::Store(Exp2(hn::Load(floats, below + r)), floats, below + r);
+      hn::Store(Exp2(hn::Load(floats, kept + r)), floats, kept + r);
+      hn::Store(Exp2(hn::Load(floats, gained + r)), floats, gained + r);
     }
     for (size_t r = 0; r < kRows; ++r) {
-      desk.kept[r] = fallen[r];
-      desk.gained[r] = below[r];
-      desk.weights[row + r] = desk.weights[row + r] * fallen[r] + desk.block_sum[r] * below[r];
+      desk.kept[r] = kept[r];
+      desk.gained[r] = gained[r];
+      desk.weights[row + r] = desk.weights[row + r] * kept[r] + desk.block_sums[r] * gained[r];
     }
   }
 
-  // The probability of the block's highest score becomes kLeftLimit; returns the sum of all, as
-  // rounded. A factor common to all probabilities does no harm: `weights` has it too.
-  static float WriteProbabilities(const float* scores, float step, float highest, Probability* to) {
+  // The highest score's probability becomes the largest left factor; returns the sum of all. All are
+  // too large by the same factor: so are the weights, by which they are divided in the end.
+  static float WriteProbabilities(const float* scores, float step, float highest, Left* to) {
     const Floats floats;
     const Float factor = hn::Set(floats, step);
-    const Float offset = hn::Set(floats, std::log2(ValueFormat::kLeftLimit) - highest);
-    auto total = hn::Zero(hn::DFromV<typename ValueFormat::Sum>());
+    const Float offset = hn::Set(floats, std::log2(Product::kLeftLimit) - highest);
+    Int sum = hn::Zero(Ints());
     for (size_t v = 0; v < kBlockVectors; ++v) {
       const Float score = hn::Load(floats, scores + v * kLanes);
-      const Float probability = Exp2(hn::MulAdd(score, factor, offset));
-      if constexpr (ValueFormat::kInteger) {
-        const Int integers = hn::NearestInt(probability);
-        StoreIntegers(integers, to + v * kLanes);
-        total = hn::Add(total, integers);
-      } else {
-        const hn::Rebind<hwy::bfloat16_t, Floats> narrow;
-        hn::StoreU(hn::DemoteTo(narrow, probability), narrow, to + v * kLanes);
-        total = hn::Add(total, probability);
-      }
+      const Int integers = Nearest(Exp2(hn::MulAdd(score, factor, offset)));
+      StoreBytes(integers, to + v * kLanes);
+      sum = hn::Add(sum, integers);
     }
-    return hn::ReduceSum(floats, ToFloat(total));
+    return static_cast<float>(hn::ReduceSum(Ints(), sum));
   }
 
   // sums = sums * kept + probabilities * values * gained
   void Accumulate(size_t head, size_t block, size_t row, Desk& desk) const {
     const Floats floats;
-    const size_t stride = padded_width_;
-    const uint8_t* const panels = packed_values_ + (head * blocks_ + block) * ValueBlockBytes();
-    const float* const steps = value_steps_ + (head * blocks_ + block) * stride;
-    const float* const centres = value_centres_ + (head * blocks_ + block) * stride;
-    ForEachPanel(stride / kLanes, [&](auto vectors, size_t first_vector) HWY_ATTR {
-      const size_t channel = first_vector * kLanes;
-      float* const sums = desk.sums + row * stride + channel;
-      MultiplyTile<ValueFormat, vectors>(
-          reinterpret_cast<const uint8_t*>(desk.probabilities), kBlockKeys * sizeof(Probability),
-          panels + channel * kBlockKeys * sizeof(Value), kBlockKeys / ValueFormat::kGroup,
-          [](size_t) HWY_ATTR { return hn::Zero(hn::DFromV<typename ValueFormat::Sum>()); },
-          [=, &desk](size_t r, size_t v, typename ValueFormat::Sum product) HWY_ATTR {
-            Float added = ToFloat(product);
-            if constexpr (ValueFormat::kInteger) {
-              added = hn::Mul(added, hn::Load(floats, steps + channel + v * kLanes));
-            }
-            const Float centre = hn::Load(floats, centres + channel + v * kLanes);
-            added = hn::MulAdd(centre, hn::Set(floats, desk.block_sum[r]), added);
-            float* const sum = sums + r * stride + v * kLanes;
+    const size_t number = head * blocks_ + block;
+    ForEachPanel(padded_width_ / kLanes, [&](auto vectors, size_t first) HWY_ATTR {
+      const size_t channel = first * kLanes;
+      const int8_t* const panel = values_ + number * ValueBlockBytes() + channel * kBlockKeys;
+      const float* const steps = value_steps_ + number * padded_width_ + channel;
+      const float* const centres = value_centres_ + number * padded_width_ + channel;
+      float* const sums = desk.sums + row * desk.stride + channel;
+      MultiplyTile<Product, vectors>(
+          desk.probabilities, kBlockKeys, panel, kBlockKeys / kGroup,
+          [](size_t) HWY_ATTR { return hn::Zero(Ints()); },
+          [=, &desk](size_t r, size_t v, Int product) HWY_ATTR {
+            const Float step = hn::Load(floats, steps + v * kLanes);
+            const Float centre = hn::Load(floats, centres + v * kLanes);
+            const Float centres_part = hn::Mul(centre, hn::Set(floats, desk.block_sums[r]));
+            const Float added = hn::MulAdd(hn::ConvertTo(floats, product), step, centres_part);
+            float* const sum = sums + r * desk.stride + v * kLanes;
             const Float kept = hn::Mul(hn::Load(floats, sum), hn::Set(floats, desk.kept[r]));
             hn::Store(hn::MulAdd(added, hn::Set(floats, desk.gained[r]), kept), floats, sum);
           });
@@ -460,7 +431,7 @@ class FlashAttention {
       const Float share = hn::Set(floats, 1.0f / desk.weights[row]);
       float* const to = tensors_.result + Offset(head, first + row);
       for (size_t i = 0; i < shape_.width; i += kLanes) {
-        const Float sum = hn::Load(floats, desk.sums + row * padded_width_ + i);
+        const Float sum = hn::Load(floats, desk.sums + row * desk.stride + i);
         hn::StoreN(hn::Mul(sum, share), floats, to + i, shape_.width - i);
       }
     }
@@ -468,28 +439,20 @@ class FlashAttention {
 
   const AttentionShape shape_;
   const AttentionTensors tensors_;
-  const size_t row_;           // floats from one token to the next
   const size_t padded_width_;  // of a head, in whole vectors
-  const size_t key_groups_;
-  const size_t blocks_;  // of keys
+  const size_t groups_;        // of a key
+  const size_t blocks_;        // of keys
 
-  uint8_t* packed_keys_;
-  float* key_steps_;
-  int32_t* key_starts_;
-  uint8_t* packed_values_;
-  float* value_steps_;
-  float* value_centres_;
-  uint8_t* desks_;
-  size_t desk_bytes_;
+  // Parts of the workspace, for all heads, block after block.
+  int8_t* keys_;            // panels of kPanelKeys keys
+  float* key_steps_;        // [kBlockKeys]
+  int32_t* key_starts_;     // [kBlockKeys]
+  int8_t* values_;          // panels as ForEachPanel makes them
+  float* value_steps_;      // [padded_width]
+  float* value_centres_;    // [padded_width]
+  uint8_t* desks_;          // one per worker
   size_t workspace_bytes_;
 };
-
-#if HWY_TARGET == HWY_AVX2
-bool HasAvxVnni() {
-  uint32_t eax, ebx, ecx, edx;
-  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1u << 4)) != 0;
-}
-#endif
 
 // Each worker takes the next task until none is left, so that a slow core holds nobody up.
 template <class Task>
@@ -500,10 +463,10 @@ void Share(size_t tasks, size_t workers, const Parallel& parallel, const Task& t
   });
 }
 
-template <class ScoreFormat, class ValueFormat>
+template <class Product>
 void Run(const AttentionShape& shape, const AttentionTensors& tensors, void* workspace,
          size_t workers, const Parallel& parallel) {
-  FlashAttention<ScoreFormat, ValueFormat> attention(shape, tensors, workspace, workers);
+  FlashAttention<Product> attention(shape, tensors, workspace, workers);
   const size_t heads = shape.batch * shape.heads;
   Share(heads, workers, parallel,
         [&](size_t head, size_t worker) { attention.Pack(head, worker); });
@@ -513,30 +476,39 @@ void Run(const AttentionShape& shape, const AttentionTensors& tensors, void* wor
   });
 }
 
-template <class ScoreFormat, class ValueFormat>
+template <class Product>
 size_t Workspace(const AttentionShape& shape, size_t workers) {
-  return FlashAttention<ScoreFormat, ValueFormat>(shape, {}, nullptr, workers).workspace_bytes();
+  return FlashAttention<Product>(shape, {}, nullptr, workers).workspace_bytes();
 }
 
-template <class ScoreFormat, class ValueFormat>
-AttentionVariant Make(const char* name) {
-  return {name, &Workspace<ScoreFormat, ValueFormat>, &Run<ScoreFormat, ValueFormat>};
+template <class Product>
+AttentionVariant Variant(const char* name) {
+  return {name, &Workspace<Product>, &Run<Product>};
 }
+
+#if HWY_TARGET == HWY_AVX2
+bool HasVnni() {
+  uint32_t eax, ebx, ecx, edx;
+#ifdef VISION_KERNELS_TEST_VNNI
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_AVX512VNNI) != 0;
+#else
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & bit_AVXVNNI) != 0;
+#endif
+}
+#endif
 
 #endif  // VK_SERVED
 
-#define VK_NAME(formats) HWY_STR(HWY_NAMESPACE) formats
-
 std::vector<AttentionVariant> VariantsOfTarget() {
   std::vector<AttentionVariant> variants;
-#if VK_SERVED && HWY_NATIVE_DOT_BF16
-  variants.push_back(Make<Int8, BFloat16>(VK_NAME(", int8 scores, bf16 values")));
+#if VK_SERVED
+  const char* const name = hwy::TargetName(HWY_TARGET);
+#if HWY_TARGET == HWY_AVX2
+  if (HasVnni()) variants.push_back(Variant<Dot>("AVX2 and VNNI"));
+  variants.push_back(Variant<Pairs>(name));
+#else
+  variants.push_back(Variant<Dot>(name));
 #endif
-#if VK_SERVED && HWY_TARGET == HWY_AVX2
-  if (HasAvxVnni()) variants.push_back(Make<Int8, Int8>(VK_NAME(" and VNNI, int8")));
-  variants.push_back(Make<Int16, Int16>(VK_NAME(", int16")));
-#elif VK_SERVED
-  variants.push_back(Make<Int8, Int8>(VK_NAME(", int8")));
 #endif
   return variants;
 }

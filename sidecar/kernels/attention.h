@@ -1,4 +1,4 @@
-// Attention over float tensors, computed in small numbers; see docs/kernels.md for the picture.
+// Attention over float tensors, computed in 8-bit integers; see docs/kernels.md for the picture.
 //
 // This header knows nothing of ONNX Runtime: threads and memory come from the caller.
 #ifndef VISION_SIDECAR_KERNELS_ATTENTION_H_
@@ -19,7 +19,7 @@ struct AttentionShape {
   float scale;   // of the products of queries with keys, before the softmax; above zero
 };
 
-constexpr size_t kWidestHead = 2048;  // wider ones could overflow the sums of 16-bit products
+constexpr size_t kWidestHead = 65536;  // a sum of this many products fits into 32 bits
 
 struct AttentionTensors {
   const float* queries;
@@ -33,7 +33,7 @@ using Parallel = std::function<void(size_t count, const std::function<void(size_
 
 // One way to compute attention on this CPU.
 struct AttentionVariant {
-  const char* name;  // such as "AVX3_ZEN4, int8 scores, bf16 values"
+  const char* name;  // the instruction set's, such as "AVX3_ZEN4"
 
   // Bytes of scratch memory that `run` needs for at most `workers` tasks at a time.
   size_t (*workspace)(const AttentionShape& shape, size_t workers);

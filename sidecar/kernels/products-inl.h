@@ -1,8 +1,8 @@
-// The inner loop that every matrix product here shares, and the number formats that it can use.
+// The inner loop that every matrix product here shares, and the instructions that it can use.
 //
 // Compiled once per instruction set by Highway's foreach_target. A vector register holds kLanes sums
-// of 32 bits. One instruction multiplies, for each of these lanes, a group of neighbouring small
-// numbers (four of 8 bits or two of 16) and adds the products to the lane's sum.
+// of 32 bits. One instruction multiplies, for each of these lanes, a group of four neighbouring small
+// integers and adds the products to the lane's sum.
 
 #if defined(VISION_SIDECAR_KERNELS_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VISION_SIDECAR_KERNELS_PRODUCTS_INL_H_
@@ -16,6 +16,13 @@
 #include <type_traits>
 
 #include "hwy/highway.h"
+
+// The tests may run the code for AVX-VNNI with the same instruction's encoding for AVX512-VNNI.
+#ifdef VISION_KERNELS_TEST_VNNI
+#define VK_VEX ""
+#else
+#define VK_VEX "%{vex%} "
+#endif
 
 // Loops over registers must be unrolled, or the registers become memory.
 #if HWY_COMPILER_GCC_ACTUAL
@@ -36,42 +43,39 @@ using Float = hn::Vec<Floats>;
 using Int = hn::Vec<Ints>;
 
 constexpr size_t kLanes = hn::MaxLanes(Floats());
+constexpr size_t kGroup = 4;            // small integers
+constexpr size_t kGroupBytes = kGroup;  // of 8 bits each: as wide as a lane
 
 // A tile of the result is kRows rows by up to kTileVectors vectors of columns: as many sums as fit
 // into the registers (32 of them, 16 with AVX2) beside one row of factors and a broadcast one.
 constexpr size_t kRows = 6;
 constexpr size_t kTileVectors = HWY_TARGET == HWY_AVX2 ? 2 : 4;
 
-// Each format says how its left factors (rows, broadcast) and right factors (columns, one vector)
-// are stored, how large they may be, and how the sums become floats.
+// Every factor is an integer of 8 bits. Left ones are rows, of which a group is broadcast to all lanes;
+// right ones are columns, a vector of groups. How large they may be depends on the instruction.
 
-// 8-bit integers, four to a group.
-struct Int8 {
-  static constexpr size_t kGroup = 4;
-  static constexpr bool kInteger = true;
-  using Right = int8_t;
-  using Sum = Int;
+// Instructions that add four products to a sum of 32 bits at once: VNNI, and NEON's dot product.
+struct Dot {
   static constexpr float kRightLimit = 127.0f;
 #if HWY_ARCH_X86
   // x86 multiplies unsigned by signed: a left factor of either sign is stored plus 128.
   using Left = uint8_t;
   static constexpr float kLeftLimit = 255.0f;  // of one that is never negative
-  static constexpr int32_t kLeftShift = 128;   // added to one of either sign, at most ±127
+  static constexpr int32_t kLeftShift = 128;   // added to one of either sign
 #else
   using Left = int8_t;
   static constexpr float kLeftLimit = 127.0f;
   static constexpr int32_t kLeftShift = 0;
 #endif
-  static constexpr float kSignedLeftLimit = 127.0f;
 
-  static HWY_INLINE Sum Add(Sum sum, Int left, Int right) {
+  static HWY_INLINE Int Add(Int sum, Int left, Int right) {
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
     // Assembly where an intrinsic exists: GCC 12 copies the sums of the intrinsic to and fro.
     asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(left.raw), "v"(right.raw));
     return sum;
 #elif HWY_TARGET == HWY_AVX2
-    // AVX-VNNI, which Highway does not know. Reached only where the CPU has it: `HasAvxVnni`.
-    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum.raw) : "x"(left.raw), "x"(right.raw));
+    // AVX-VNNI, which Highway does not know. Reached only where `HasVnni`.
+    asm(VK_VEX "vpdpbusd %2, %1, %0" : "+x"(sum.raw) : "x"(left.raw), "x"(right.raw));
     return sum;
 #else
     const hn::Repartition<int8_t, Ints> bytes;
@@ -81,47 +85,24 @@ struct Int8 {
   }
 };
 
-// 16-bit integers, two to a group: for AVX2, whose own 8-bit product overflows.
-struct Int16 {
-  static constexpr size_t kGroup = 2;
-  static constexpr bool kInteger = true;
-  using Left = int16_t;
-  using Right = int16_t;
-  using Sum = Int;
-  // kWidestHead * 1023 * 1023 still fits into 31 bits.
-  static constexpr float kRightLimit = 1023.0f;
-  static constexpr float kLeftLimit = 1023.0f;
-  static constexpr float kSignedLeftLimit = 1023.0f;
-  static constexpr int32_t kLeftShift = 0;
+#if HWY_TARGET == HWY_AVX2
+// Without VNNI, AVX2 adds pairs of products in 16 bits: right factors have 7 bits, so that they fit.
+struct Pairs {
+  static constexpr float kRightLimit = 64.0f;  // 2 * 255 * 64 < 2^15
+  using Left = uint8_t;
+  static constexpr float kLeftLimit = 255.0f;
+  static constexpr int32_t kLeftShift = 128;
 
-  static HWY_INLINE Sum Add(Sum sum, Int left, Int right) {
-    const hn::Repartition<int16_t, Ints> shorts;
-    return hn::Add(sum, hn::WidenMulPairwiseAdd(Ints(), hn::BitCast(shorts, left),
-                                                hn::BitCast(shorts, right)));
-  }
-};
-
-#if HWY_NATIVE_DOT_BF16
-// The upper halves of floats, two to a group, with sums in float.
-struct BFloat16 {
-  static constexpr size_t kGroup = 2;
-  static constexpr bool kInteger = false;
-  using Left = hwy::bfloat16_t;
-  using Right = hwy::bfloat16_t;
-  using Sum = Float;
-  static constexpr float kLeftLimit = 1.0f;
-
-  static HWY_INLINE Sum Add(Sum sum, Int left, Int right) {
-    const hn::Repartition<hwy::bfloat16_t, Floats> halves;
-    Float unused = hn::Zero(Floats());  // stays zero where the CPU has the instruction
-    return hn::ReorderWidenMulAccumulate(Floats(), hn::BitCast(halves, left),
-                                         hn::BitCast(halves, right), sum, unused);
+  static HWY_INLINE Int Add(Int sum, Int left, Int right) {
+    const hn::Repartition<uint8_t, Ints> u8;
+    const hn::Repartition<int8_t, Ints> i8;
+    const hn::Repartition<int16_t, Ints> i16;
+    const auto pairs =
+        hn::SatWidenMulPairwiseAdd(i16, hn::BitCast(u8, left), hn::BitCast(i8, right));
+    return hn::Add(sum, hn::WidenMulPairwiseAdd(Ints(), pairs, hn::Set(i16, 1)));
   }
 };
 #endif
-
-static HWY_INLINE Float ToFloat(Int sum) { return hn::ConvertTo(Floats(), sum); }
-static HWY_INLINE Float ToFloat(Float sum) { return sum; }
 
 // Multiplies kRows rows by a panel of kVectors vectors of columns.
 //
@@ -129,11 +110,12 @@ static HWY_INLINE Float ToFloat(Float sum) { return sum; }
 // after group, kVectors vectors: lane j of vector v is that group of column v * kLanes + j. So each
 // step loads the panel straight on, and one group of each row. `start(v)` is what a sum of vector v
 // begins with; `finish(row, v, sum)` takes it in the end. Never inlined: the registers are all ours.
-template <class Format, size_t kVectors, class Start, class Finish>
-HWY_NOINLINE void MultiplyTile(const uint8_t* left, size_t left_stride, const uint8_t* panel,
-                               size_t groups, const Start& start, const Finish& finish) {
+template <class Product, size_t kVectors, class Start, class Finish>
+HWY_NOINLINE void MultiplyTile(const typename Product::Left* left, size_t left_stride,
+                               const int8_t* panel, size_t groups, const Start& start,
+                               const Finish& finish) {
   const Ints ints;
-  typename Format::Sum sums[kRows][kVectors];
+  Int sums[kRows][kVectors];
   VK_UNROLL
   for (size_t v = 0; v < kVectors; ++v) {
     VK_UNROLL
@@ -147,15 +129,15 @@ HWY_NOINLINE void MultiplyTile(const uint8_t* left, size_t left_stride, const ui
     }
     VK_UNROLL
     for (size_t row = 0; row < kRows; ++row) {
-      int32_t bits;  // one group of small numbers, whatever they are
-      memcpy(&bits, left + row * left_stride + group * sizeof(bits), sizeof(bits));
+      int32_t bits;
+      memcpy(&bits, left + row * left_stride + group * kGroupBytes, kGroupBytes);
       const Int broadcast = hn::Set(ints, bits);
       VK_UNROLL
       for (size_t v = 0; v < kVectors; ++v) {
-        sums[row][v] = Format::Add(sums[row][v], broadcast, right[v]);
+        sums[row][v] = Product::Add(sums[row][v], broadcast, right[v]);
       }
     }
-    panel += kVectors * kLanes * sizeof(int32_t);
+    panel += kVectors * kLanes * kGroupBytes;
   }
   VK_UNROLL
   for (size_t row = 0; row < kRows; ++row) {
@@ -181,22 +163,31 @@ HWY_INLINE void ForEachPanel(size_t vectors, const Use& use) {
   }
 }
 
-// 2 to the power of x, to five digits; below -120 as if it were -120, up to 127.
+// Adding this to a float below 2^22 leaves no bits for a fraction: what remains is rounded to the
+// nearest integer, which the lowest bits then hold.
+constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
+
+static HWY_INLINE Int Nearest(Float x) {
+  const Float rounder = hn::Set(Floats(), kRounder);
+  return hn::Sub(hn::BitCast(Ints(), hn::Add(x, rounder)), hn::BitCast(Ints(), rounder));
+}
+
+// 2 to the power of x, to one part in 9000: 8 bits cannot tell. Exact for integers. Below -120 it is
+// as if x were -120; x is at most 100.
 static HWY_INLINE Float Exp2(Float x) {
   const Floats floats;
   const Ints ints;
+  const Float rounder = hn::Set(floats, kRounder);
   x = hn::Max(x, hn::Set(floats, -120.0f));
-  // Adding 1.5 * 2^23 leaves no bits for a fraction: the nearest integer, in the lowest bits.
-  const Float shift = hn::Set(floats, 12582912.0f);
-  const Float shifted = hn::Add(x, shift);
-  const Float fraction = hn::Sub(x, hn::Sub(shifted, shift));  // -0.5 … 0.5
-  Float power = hn::Set(floats, 0.0096181291f);
-  power = hn::MulAdd(power, fraction, hn::Set(floats, 0.0555041087f));
-  power = hn::MulAdd(power, fraction, hn::Set(floats, 0.2402265070f));
-  power = hn::MulAdd(power, fraction, hn::Set(floats, 0.6931471806f));
+  const Float rounded = hn::Add(x, rounder);
+  const Float fraction = hn::Sub(x, hn::Sub(rounded, rounder));  // -0.5 … 0.5
+  // The cubic polynomial through 1 with the least relative error there.
+  Float power = hn::Set(floats, 0.0550081702f);
+  power = hn::MulAdd(power, fraction, hn::Set(floats, 0.242210272f));
+  power = hn::MulAdd(power, fraction, hn::Set(floats, 0.693282932f));
   power = hn::MulAdd(power, fraction, hn::Set(floats, 1.0f));
   // The integer is added to the exponent, which begins at bit 23.
-  const Int exponent = hn::ShiftLeft<23>(hn::BitCast(ints, shifted));
+  const Int exponent = hn::ShiftLeft<23>(hn::BitCast(ints, rounded));
   return hn::BitCast(floats, hn::Add(hn::BitCast(ints, power), exponent));
 }
 
