@@ -82,7 +82,11 @@ def _once(step: Step, source: Path, done: Path, tell: Tell) -> Path:
     partial.mkdir(parents=True)
     tell(f"{title} …")
     start = perf_counter()
-    step(source, partial)
+    try:
+        step(source, partial)
+    except BaseException:
+        shutil.rmtree(partial)  # what failed may be what filled the disk
+        raise
     seconds = round(perf_counter() - start, 1)
     (partial / TIMES).write_text(json.dumps({**times(source), title: seconds}), "utf-8")
     partial.rename(done)  # a crash leaves a .partial, never half an output

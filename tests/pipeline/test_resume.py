@@ -1,12 +1,15 @@
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from build import pipeline
 from build.checkpoint import Checkpoint
 from build.recipes import RECIPES, Choice
 from build.validate import REPORT
@@ -90,3 +93,15 @@ def contents(directory: Path) -> dict[str, object]:
     report = json.loads((directory / REPORT).read_text())
     del report["seconds"]
     return found | {REPORT: report}
+
+
+def test_a_build_that_fails_leaves_no_half_written_files(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Fill:
+        def __call__(self, source: Path, out: Path) -> None:
+            (out / "half-written").write_bytes(b"x" * 1000)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space"):
+        pipeline.run([Fill()], tmp_path, tmp_path / "work", "", lambda _: None)
+    assert not list((tmp_path / "work").iterdir())
