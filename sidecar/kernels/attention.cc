@@ -205,9 +205,9 @@ class FlashAttention {
     for (size_t token = 0; token < blocks_ * kBlockKeys; ++token) {
       const size_t number = head * blocks_ * kBlockKeys + token;  // of the key among all
       if (token < shape_.tokens) {
-        const int32_t sum = QuantiseKey(head, token, desk, key_steps_[number]);
+        const uint32_t sum = QuantiseKey(head, token, desk, key_steps_[number]);
         // Queries are stored plus kLeftShift; what that adds to their products is taken off here.
-        key_starts_[number] = -Product::kLeftShift * sum;
+        key_starts_[number] = static_cast<int32_t>(0u - Product::kLeftShift * sum);
       } else {  // fills the last block up; Weigh overwrites its scores
         std::fill_n(desk.key, desk.stride, int8_t{0});
         key_steps_[number] = 0.0f;
@@ -236,8 +236,8 @@ class FlashAttention {
     for (size_t i = 0; i < shape_.width; ++i) means[i] /= static_cast<float>(shape_.tokens);
   }
 
-  // Leaves the key in `desk.key`; returns the sum of its integers.
-  int32_t QuantiseKey(size_t head, size_t token, Desk& desk, float& step) const {
+  // Leaves the key in `desk.key`; returns the sum of its integers, modulo 2^32.
+  uint32_t QuantiseKey(size_t head, size_t token, Desk& desk, float& step) const {
     const Floats floats;
     const float* const key = tensors_.keys + Offset(head, token);
     const auto centred = [&](size_t i) HWY_ATTR {
@@ -256,7 +256,7 @@ class FlashAttention {
       StoreBytes(integers, desk.key + i);
       sum = hn::Add(sum, integers);
     }
-    return hn::ReduceSum(Ints(), sum);
+    return static_cast<uint32_t>(hn::ReduceSum(Ints(), sum));
   }
 
   // A group holds the same channel of four neighbouring keys.
