@@ -1,7 +1,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -193,7 +192,7 @@ def test_a_build_killed_while_fetching_goes_on_where_it_was(
     while not (partial.exists() and partial.stat().st_size > 300_000 - LOST_AT_MOST):
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
     hub.stall_after = None
     assert user.succeeds() == weights
