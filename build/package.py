@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from build.checkpoint import SOURCE
+from build.kernels import GOLDEN, KERNELS_GRAPH, plain_graph
 from build.pipeline import carry, times
 from build.reference import Projection, geometry
 from build.validate import REPORT
@@ -23,10 +24,9 @@ class Package:
     dynamic: bool
 
     def __call__(self, source: Path, out: Path) -> None:
-        (graph,) = source.glob("*.onnx")
-        names = [graph.name]
-        if (source / (graph.name + ".data")).exists():
-            names.append(graph.name + ".data")
+        graph = plain_graph(source)
+        optional = (f"{graph.name}.data", KERNELS_GRAPH, GOLDEN)
+        names = [graph.name, *(name for name in optional if (source / name).exists())]
         carry(source, out, *names)
         shape = geometry(source)
         origin = json.loads((source / SOURCE).read_text("utf-8"))
@@ -43,6 +43,8 @@ class Package:
             resolutions=shape.resolutions if self.dynamic else (shape.native,),
             normalisation=shape.normalisation,
             files=manifest.describe(out, names),
+            kernels_graph=KERNELS_GRAPH if KERNELS_GRAPH in names else "",
+            golden=GOLDEN if GOLDEN in names else "",
             tools=tools(),
         )
         manifest.write(made, out)

@@ -9,11 +9,22 @@ from dataclasses import dataclass, replace
 from build.calibrate import Calibrate
 from build.export import Export
 from build.images import Folder
+from build.kernels import Kernels
 from build.package import Package
 from build.pipeline import Step
 from build.quantise import Quantise, Seed
 from build.reference import Projection
 from build.validate import Bars, Validate
+
+FAITHFUL = Bars(
+    token_cosine_mean=0.9995,
+    token_cosine_p1=0.995,
+    pooled_cosine_min=0.999,
+    heatmap_r_mean=0.995,
+    heatmap_r_min=0.985,
+    clear_neighbours_kept=1.0,
+    kendall_tau=0.97,
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,8 @@ def default(choice: Choice) -> Sequence[Step]:
         Calibrate(folder=choice.calibrate),
         Export(projection),
         Quantise(),
-        Validate(projection, bars=choice.hold(Bars())),
+        Kernels(),
+        Validate(projection, bars=choice.hold(FAITHFUL)),
         Package("default", projection, dynamic=True),
     )
 

@@ -5,19 +5,21 @@ import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import SupportsFloat
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from build import images
 from build.checkpoint import PREPROCESSOR, SOURCE
 from build.errors import BuildError
 from build.export import FLOAT_BYTES, OUTPUTS
+from build.kernels import GOLDEN, KERNELS_GRAPH, plain_graph
 from build.pipeline import carry
 from build.reference import Projection, geometry, load
 from build.tower import CONFIG
-from sidecar.session import Session, saturates
+from sidecar.session import KernelsMissing, Session, kernels_variant, saturates
 
 REPORT = "report.json"
 CLEAR = 0.005  # a nearest neighbour this much nearer than the runner-up must stay the nearest
@@ -51,7 +53,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Validate:
-    """Writes REPORT; the graph is the only .onnx file of `source`."""
+    """Writes REPORT, on the plain graph of `source` and, where they run here, on the kernels."""
 
     projection: Projection = "projector"
     dynamic: bool = True  # the graph takes other resolutions than the native one
@@ -59,18 +61,25 @@ class Validate:
     images: tuple[str, ...] = images.VALIDATION
 
     def __call__(self, source: Path, out: Path) -> None:
-        (graph,) = source.glob("*.onnx")
+        graph = plain_graph(source)
         shape = geometry(source)
         encoder = load(source, self.projection)
-        session = Session(graph)
+        sessions = {"plain": Session(graph)}
+        kernels = "the recipe has none"
+        if (source / KERNELS_GRAPH).exists():
+            try:
+                kernels = kernels_variant()
+                sessions["kernels"] = Session(source / KERNELS_GRAPH, kernels=True)
+            except KernelsMissing as error:
+                kernels = str(error)
         loaded = {name: images.bundled(name) for name in self.images}
         sides = [shape.native]
         if self.dynamic and shape.native % (2 * shape.step) == 0:
             sides.insert(0, shape.native // 2)
-        found: dict[int, dict[str, Figure]] = {}
+        found: dict[str, dict[int, dict[str, Figure]]] = {name: {} for name in sessions}
         for side in sides:
             expected: dict[str, dict[str, Array]] = {}
-            actual: dict[str, dict[str, Array]] = {}
+            actual: dict[str, dict[str, dict[str, Array]]] = {name: {} for name in sessions}
             for name, rgb in loaded.items():
                 pixels = images.pixel_values(rgb, side, side, shape.normalisation)
                 with torch.inference_mode():
@@ -78,14 +87,14 @@ class Validate:
                 expected[name] = {
                     output: tensor.numpy() for output, tensor in zip(OUTPUTS, outputs, strict=True)
                 }
-                actual[name] = session.run(pixels)
-            found[side] = dict(compare(expected, actual))
+                for engine, session in sessions.items():
+                    actual[engine][name] = session.run(pixels)
+            for engine, outputs_by_image in actual.items():
+                found[engine][side] = dict(compare(expected, outputs_by_image))
         data = graph.with_name(graph.name + ".data")
         report = {
-            "resolutions": {
-                str(side): {name: asdict(figure) for name, figure in figures.items()}
-                for side, figures in found.items()
-            },
+            "resolutions": _plain(found["plain"]),
+            "kernels": {"here": kernels, "resolutions": _plain(found.get("kernels", {}))},
             "bars": asdict(self.bars),
             "images": list(self.images),
             "bytes": {
@@ -94,10 +103,12 @@ class Validate:
             },
             "cpu": cpu(),
         }
-        for side, figures in found.items():
-            hold(self.bars, figures, side)
+        for figures_by_side in found.values():
+            for side, figures in figures_by_side.items():
+                hold(self.bars, figures, side)
         (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-        carry(source, out, graph.name, data.name, CONFIG, PREPROCESSOR, SOURCE)
+        carry(source, out, graph.name, data.name, KERNELS_GRAPH, GOLDEN)
+        carry(source, out, CONFIG, PREPROCESSOR, SOURCE)
 
 
 def compare(
@@ -166,7 +177,7 @@ def similarities(pooled: Array) -> NDArray[np.float64]:
     """Cosine of each pair of rows."""
     rows = pooled.astype(np.float64)
     rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
-    return rows @ rows.T
+    return np.asarray(rows @ rows.T)
 
 
 def neighbours(
@@ -205,5 +216,12 @@ def cpu() -> dict[str, object]:
     }
 
 
-def _worst(value: float, output: str, names: list[str], each: list[float]) -> Figure:
+def _plain(found: Mapping[int, Mapping[str, Figure]]) -> dict[str, dict[str, dict[str, object]]]:
+    return {
+        str(side): {name: asdict(figure) for name, figure in figures.items()}
+        for side, figures in found.items()
+    }
+
+
+def _worst(value: SupportsFloat, output: str, names: list[str], each: ArrayLike) -> Figure:
     return Figure(float(value), output, names[int(np.argmin(each))])

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar import heatmap, images, manifest
+from sidecar import engine, heatmap, images, manifest
+from sidecar.engine import Kernels
 from sidecar.errors import RequestUnsupported, TensorNotFinite, TensorShape
 from sidecar.heatmap import Heatmap
 from sidecar.images import PixelValues, Rgb
@@ -66,10 +67,13 @@ class Encoding:
 class Encoder:
     """A session and the manifest that says how to feed it."""
 
-    def __init__(self, session: Session, manifest: Manifest, max_pixels: int) -> None:
+    def __init__(
+        self, session: Session, manifest: Manifest, max_pixels: int, kernels: Kernels
+    ) -> None:
         self.session = session
         self.manifest = manifest
         self.max_pixels = max_pixels
+        self.kernels = kernels
 
     def encode(self, job: Job, run: Run | None = None) -> Encoding:
         """Raises the errors of `images` and `session`, and TensorShape, TensorNotFinite,
@@ -165,10 +169,13 @@ class Encoder:
         return resolution
 
 
-def load(model: Path, described: Manifest, threads: int, max_pixels: int) -> Encoder:
+def load(
+    model: Path, described: Manifest, threads: int, max_pixels: int, kernels: str = "auto"
+) -> Encoder:
     """Check the model directory, file by file, and load its graph. Raises ModelInvalid."""
     manifest.check_files(described, model)
-    return Encoder(Session(model / described.graph, threads), described, max_pixels)
+    session, state = engine.load(model, described, threads, kernels)
+    return Encoder(session, described, max_pixels, state)
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -59,6 +59,8 @@ class Manifest:
     normalisation: Normalisation
     files: Mapping[str, File]
     tools: Mapping[str, str] = field(default_factory=dict)
+    kernels_graph: str = ""  # the same model with operators of ours, where the recipe has them
+    golden: str = ""  # what the plain graph made of the golden input, to prove the other one by
     format: int = FORMAT
     digest: str = ""  # SHA-256 of manifest.json itself, hence of the whole model; set by `read`
 
@@ -174,6 +176,8 @@ def _parse(fields: dict[str, Any], digest: str) -> Manifest:
                 str(name): File(int(file["bytes"]), str(file["sha256"]))
                 for name, file in fields["files"].items()
             },
+            kernels_graph=str(fields.get("kernels_graph", "")),
+            golden=str(fields.get("golden", "")),
             tools={str(name): str(version) for name, version in fields["tools"].items()},
             digest=digest,
         )
@@ -196,6 +200,10 @@ def _check(manifest: Manifest) -> None:
             raise ModelInvalid(f"{NAME} has no proper size and SHA-256 for {name}. {REBUILD}")
     if manifest.graph not in manifest.files:
         raise ModelInvalid(f"{NAME} names the graph {manifest.graph} but not its size. {REBUILD}")
+    if manifest.kernels_graph and not {manifest.kernels_graph, manifest.golden} <= {
+        *manifest.files
+    }:
+        raise ModelInvalid(f"{NAME} names kernels or a golden record without a size. {REBUILD}")
     step = GRID * manifest.patch_size
     sides = manifest.resolutions
     if step <= 0 or not sides or any(side <= 0 or side % step for side in sides):

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sidecar import __version__, protocol
@@ -296,6 +296,7 @@ class Service:
                 "model_id": self.manifest.model_id,
                 "model_revision": self.manifest.revision,
                 "versions": VERSIONS,
+                "kernels": None if self._encoder is None else asdict(self._encoder.kernels),
                 "queue": {"requests": len(self._open), "bytes": self._bytes},
                 **self._metrics.report(),
             }

@@ -4,7 +4,9 @@ The only file that imports onnxruntime, hence the seam where another engine woul
 """
 
 import base64
+import ctypes
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -24,9 +26,17 @@ onnxruntime.set_default_logger_severity(4)  # errors reach us as exceptions
 
 VERSIONS = {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
 
+# Our own operators for onnxruntime; built by sidecar/kernels/make.py, and not on every machine.
+_SUFFIX = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
+KERNELS = Path(__file__).parent / "kernels" / f"vision_kernels.{_SUFFIX}"
+
 OUTPUTS = ("projected_embeddings", "attention_scores", "pooled_embedding")
 
 Array = NDArray[np.float32]
+
+
+class KernelsMissing(Exception):
+    """Our own operators are not to be had on this machine; the message is a sentence for people."""
 
 
 class Run:
@@ -51,15 +61,21 @@ class Session:
     """An ONNX graph with the inputs and outputs of a vision encoder.
 
     Raises ModelInvalid if onnxruntime refuses the file. `threads` 0 means one per physical core.
+    `kernels`: the graph has operators of ours; raises KernelsMissing if they cannot be loaded.
     """
 
-    def __init__(self, graph: Path, threads: int = 0) -> None:
+    def __init__(self, graph: Path, threads: int = 0, kernels: bool = False) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if saturates():
             options.add_session_config_entry("session.x64quantprecision", "1")
+        if kernels:
+            try:
+                options.register_custom_ops_library(str(KERNELS))
+            except Exception as error:
+                raise KernelsMissing(f"onnxruntime does not load {KERNELS.name}.") from error
         try:
             self._session = onnxruntime.InferenceSession(
                 str(graph), options, providers=["CPUExecutionProvider"]
@@ -85,6 +101,22 @@ class Session:
             run.check()
             raise
         return dict(zip(OUTPUTS, arrays, strict=True))
+
+
+@cache
+def kernels_variant() -> str:
+    """The instruction set that our own operators would use on this CPU. Raises KernelsMissing."""
+    if not KERNELS.exists():
+        raise KernelsMissing("they were not built for this machine.")
+    try:
+        library = ctypes.CDLL(str(KERNELS))
+        library.vision_kernels_variant.restype = ctypes.c_char_p
+        variant: bytes = library.vision_kernels_variant()
+    except (OSError, AttributeError) as error:
+        raise KernelsMissing(f"{KERNELS.name} cannot be loaded on this machine.") from error
+    if not variant:
+        raise KernelsMissing("this CPU has no instructions with which they would be faster.")
+    return variant.decode()
 
 
 # MatMulInteger of A (uint8 [1, 64]) with B (int8 [64, 1]), opset 18, as a serialised ModelProto.

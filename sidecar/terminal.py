@@ -63,6 +63,7 @@ def verify(chosen: Settings, stdout: BinaryIO) -> int:
         *(f"output       {name} {shape}" for name, shape in shapes.items()),
         f"run          {side} x {side} in {seconds:.2f} s with onnxruntime "
         f"{session.VERSIONS['onnxruntime']}",
+        f"kernels      {'on' if engine.kernels.on else 'off'}: {engine.kernels.why}",
         f"digest       {described.digest}",
         "The model directory is as it was built.",
     ]
@@ -72,7 +73,11 @@ def verify(chosen: Settings, stdout: BinaryIO) -> int:
 
 def load(chosen: Settings, described: manifest.Manifest) -> Encoder:
     return encoder.load(
-        chosen.model, described, chosen.threads or manners.cores(), chosen.limits.max_pixels
+        chosen.model,
+        described,
+        chosen.threads or manners.cores(),
+        chosen.limits.max_pixels,
+        chosen.kernels,
     )
 
 

@@ -1,0 +1,100 @@
+"""Which graph is run: the one with our own operators where they prove themselves, else the plain.
+
+Both share their weights. The model directory holds what the plain one made of a golden input, and
+the other must make the same of it, on this very CPU, before it is trusted with an image.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sidecar.errors import ModelInvalid
+from sidecar.manifest import Manifest
+from sidecar.session import Array, KernelsMissing, Session, kernels_variant
+
+# Between the two graphs; an operator that is wrong on a CPU is wrong by far more.
+POOLED_COSINE = 0.995
+HEATMAP_R = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """Whether our own operators are in use, and why so, as one sentence."""
+
+    on: bool
+    why: str
+
+
+def load(
+    model: Path, described: Manifest, threads: int, kernels: str = "auto"
+) -> tuple[Session, Kernels]:
+    """Load one of the graphs; `kernels` is auto or off. Raises ModelInvalid."""
+    if kernels == "off":
+        state = Kernels(False, "they were switched off with --kernels off.")
+    elif not described.kernels_graph:
+        state = Kernels(False, "the model directory has no graph for them.")
+    else:
+        try:
+            variant = kernels_variant()
+            session = Session(model / described.kernels_graph, threads, kernels=True)
+        except KernelsMissing as error:
+            state = Kernels(False, str(error))
+        except ModelInvalid:
+            state = Kernels(False, "onnxruntime does not load the graph for them.")
+        else:
+            misses = check(session, described, model)
+            if not misses:
+                return session, Kernels(
+                    True, f"this CPU has {variant}, and the golden input came out as recorded."
+                )
+            del session  # its memory goes before the plain graph takes as much
+            state = Kernels(False, f"the golden input did not come out as recorded: {misses}.")
+    return Session(model / described.graph, threads), state
+
+
+def check(session: Session, described: Manifest, model: Path) -> str:
+    """Run the golden input; in which figure it falls short of the record, empty if in none."""
+    with np.load(model / described.golden, allow_pickle=False) as recorded:
+        pooled, scores = recorded["pooled_embedding"], recorded["attention_scores"]
+    found = session.run(golden_input(min(described.resolutions)))
+    cosine = _cosine(found["pooled_embedding"], pooled)
+    r = _cosine(_centred(found["attention_scores"]), _centred(scores))
+    # Written so that NaN falls short too.
+    if not cosine >= POOLED_COSINE:
+        return f"the cosine of the pooled embeddings is {cosine:.4f}, not {POOLED_COSINE} or more"
+    if not r >= HEATMAP_R:
+        return f"the correlation of the heatmaps is {r:.4f}, not {HEATMAP_R} or more"
+    return ""
+
+
+def record(session: Session, side: int, path: Path) -> None:
+    """Write what `check` compares with; the build calls this with the plain graph."""
+    found = session.run(golden_input(side))
+    names = ("pooled_embedding", "attention_scores")
+    np.savez(path, allow_pickle=False, **{name: found[name] for name in names})
+
+
+def golden_input(side: int) -> Array:
+    """A picture of waves, a bright square and a dark one: [1, 3, side, side], from -1 to 1."""
+    down, across = np.mgrid[0:side, 0:side].astype(np.float32) / side
+    waves = [
+        np.sin(2 * np.pi * (3 + 4 * c) * (across + (c - 1) * down * down)) * (1 - 0.5 * down)
+        for c in range(3)
+    ]
+    picture = np.stack(waves)
+    picture[:, side // 8 : side // 3, side // 8 : side // 3] = 0.9
+    picture[:, side // 2 : side * 7 // 8, side * 5 // 8 : side * 3 // 4] = -0.9
+    return picture[None].astype(np.float32)
+
+
+def _centred(values: Array) -> Array:
+    return np.asarray(values - values.mean(), np.float32)
+
+
+def _cosine(a: Array, b: Array) -> float:
+    if a.shape != b.shape:
+        return float("nan")
+    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    size = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return float(x @ y) / size if size > 0 else float((x == y).all())
