@@ -100,7 +100,8 @@ class Client:
     def __init__(self) -> None:
         self.ids = itertools.count(1)
         self._early: list[Reply] = []  # that came while another was awaited
-        self.log: list[str] = []
+        self.log: list[str] = []  # the lines of stderr, all of them once `close` has returned
+        self._readers: list[threading.Thread] = []
 
     def send(self, frames: Sequence[bytes]) -> None:
         raise NotImplementedError
@@ -160,6 +161,8 @@ class Client:
         finally:
             self.process.kill()
             self.process.wait()
+            for reader in self._readers:
+                reader.join()
 
     def __enter__(self) -> Client:
         return self
@@ -173,7 +176,9 @@ class Client:
             [*command(), *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options
         )
         if self.process.stderr is not None:
-            threading.Thread(target=self._read_log, args=(self.process.stderr,)).start()
+            reader = threading.Thread(target=self._read_log, args=(self.process.stderr,))
+            reader.start()
+            self._readers.append(reader)
 
     def _read_log(self, stderr: IO[bytes]) -> None:
         with stderr:

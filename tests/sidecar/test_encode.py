@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import client, stand_in
+from tests import client, fuzz, stand_in
 from tests.client import ROOT, Client, message
 
 PAGE = ROOT / "examples" / "ecg.png"
@@ -323,3 +323,7 @@ def test_the_command_line_writes_what_a_server_answers(
     for name, array in arrays.items():
         np.testing.assert_array_equal(written[name], array)
     assert (tmp_path / "ecg.heatmap.png").read_bytes() == drawn.tobytes()
+
+
+def test_after_each_of_a_thousand_mutated_messages_the_connection_answers(sidecar: Client) -> None:
+    assert fuzz.run(sidecar, seed=1, count=1000).total() == 1000

@@ -1,0 +1,185 @@
+"""The codec on anything at all: a request, or the reply that its sender is owed; no exception."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar import protocol
+from sidecar.errors import Busy
+from sidecar.protocol import Cancel, Done, Encode, Failed, Hello, Shutdown, Stats, Unreadable
+from tests import fuzz
+from tests.client import message
+
+Request = Hello | Encode | Cancel | Stats | Shutdown
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=9)
+)
+PLAIN = st.recursive(
+    SCALARS | st.binary(max_size=9),
+    lambda values: (
+        st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=9), values, max_size=4)
+    ),
+    max_leaves=12,
+)
+KEYS = st.sampled_from(["v", "id", "op", "inputs", "params"])
+OPS = st.sampled_from(["hello", "encode", "cancel", "stats", "shutdown"])
+INPUT = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["pixel_values", "rgb", "image"]) | st.text(max_size=3),
+        "datatype": st.sampled_from(["FP32", "UINT8"]) | st.text(max_size=3),
+        "shape": st.lists(st.integers(0, 3) | SCALARS, max_size=5),
+    }
+)
+PARAMS = st.dictionaries(
+    st.sampled_from(["resolution", "outputs", "heatmap", "target"]),
+    PLAIN
+    | st.lists(st.sampled_from(["heatmap_png", "pooled_embedding"]))
+    | st.dictionaries(st.sampled_from(["colormap", "alpha", "invert"]), SCALARS),
+)
+LIKELY = st.fixed_dictionaries(
+    {
+        "v": st.just(1),
+        "id": st.integers(0, 2**32 - 1),
+        "op": OPS,
+        "inputs": st.lists(INPUT, max_size=2),
+        "params": PARAMS,
+    }
+)
+HEADERS = (
+    (LIKELY | st.dictionaries(KEYS, PLAIN)).map(msgpack.packb)
+    | PLAIN.map(msgpack.packb)
+    | st.binary(max_size=60)
+)
+
+
+def outcome(frames: list[bytes]) -> Request | Unreadable:
+    try:
+        return protocol.decode(frames)
+    except Unreadable as unreadable:
+        return unreadable
+
+
+@settings(max_examples=500, deadline=None)
+@given(HEADERS, st.lists(st.binary(max_size=40), max_size=9))
+def test_any_message_is_a_request_or_gets_a_reply(header: bytes, payloads: list[bytes]) -> None:
+    found = outcome([header, *payloads])
+    if isinstance(found, Unreadable):
+        reply = msgpack.unpackb(protocol.encode(found.reply)[0])
+        assert reply["ok"] is False
+        assert reply["error"]["message"]
+        assert len(reply["error"]["message"]) < 400
+
+
+def test_ten_thousand_mutated_messages_are_requests_or_get_a_reply() -> None:
+    for frames in fuzz.messages(seed=0, count=10_000):
+        outcome(frames)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_any_id_is_read_and_repeated(id: int) -> None:
+    assert protocol.decode(message("hello", id)).id == id
+    [header] = protocol.encode(Done(id))
+    assert msgpack.unpackb(header)["id"] == id
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.sampled_from(["<f4", "u1"]))
+def test_arrays_come_out_as_they_went_in(shape: list[int], dtype: str) -> None:
+    array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    header, payload = protocol.encode(Done(1, arrays={"x": array}))
+    [output] = msgpack.unpackb(header)["outputs"]
+    assert output["shape"] == shape
+    assert output["datatype"] == protocol.DATATYPES[np.dtype(dtype)]
+    np.testing.assert_array_equal(np.frombuffer(payload, dtype).reshape(shape), array)
+
+
+def test_an_array_that_is_not_contiguous_is_written_in_row_major_order() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    _, payload = protocol.encode(Done(1, arrays={"x": array}))
+    assert np.frombuffer(payload, np.float32).tolist() == [0, 3, 1, 4, 2, 5]
+
+
+def test_a_payload_that_begins_at_an_odd_byte_is_read() -> None:
+    tensor = np.arange(3, dtype=np.float32).reshape(1, 3, 1, 1)
+    header, payload = message("encode", 1, {"pixel_values": tensor})
+    request = protocol.decode([header, memoryview(b"x" + payload)[1:]])
+    assert isinstance(request, Encode)
+    np.testing.assert_array_equal(request.job.input.pixel_values, tensor)  # type: ignore[union-attr]
+
+
+def pack(**changes: Any) -> bytes:
+    header = {"v": 1, "id": 5, "op": "hello", "inputs": [], "params": {}} | changes
+    return bytes(msgpack.packb(header))
+
+
+IMAGE = {"name": "image", "datatype": "UINT8", "shape": [1]}
+WRONG: dict[str, tuple[list[bytes], int | None, str]] = {
+    "an extension type": ([pack(x=msgpack.ExtType(5, b"x"))], None, "request.malformed"),
+    "a timestamp": ([pack(x=msgpack.Timestamp(1))], None, "request.malformed"),
+    "keys that are numbers": ([msgpack.packb({1: 2})], None, "request.malformed"),
+    "keys that are bytes": ([msgpack.packb({b"id": 2})], None, "request.malformed"),
+    "text that is not UTF-8": ([pack().replace(b"hello", b"\xff" * 5)], None, "request.malformed"),
+    "bytes after the header": ([pack() + b"\x01"], None, "request.malformed"),
+    "an array that claims 4 billion": ([b"\xdd\xff\xff\xff\xff"], None, "request.malformed"),
+    "a map that claims 4 billion": ([b"\xdf\xff\xff\xff\xff"], None, "request.malformed"),
+    "version 1.0": ([pack(v=1.0)], 5, "protocol.version"),
+    "version true": ([pack(v=True)], 5, "protocol.version"),
+    "no version": ([pack(v=None)], 5, "protocol.version"),
+    "params in a list": ([pack(params=[])], 5, "request.malformed"),
+    "inputs in a map": ([pack(inputs={})], 5, "request.malformed"),
+    "a payload nobody declared": ([pack(), b"x"], 5, "request.malformed"),
+    "an input without payload": ([pack(op="encode", inputs=[IMAGE])], 5, "request.malformed"),
+    "an input that hello does not take": ([pack(inputs=[IMAGE]), b"x"], 5, "request.malformed"),
+    "two inputs of one name": (
+        [pack(op="encode", inputs=[IMAGE, IMAGE]), b"x", b"x"],
+        5,
+        "request.malformed",
+    ),
+    "an input that is a name": (
+        [pack(op="encode", inputs=["image"]), b"x"],
+        5,
+        "request.malformed",
+    ),
+    "a shape below zero": (
+        [pack(op="encode", inputs=[IMAGE | {"shape": [-1]}]), b"x"],
+        5,
+        "request.malformed",
+    ),
+    "a shape beyond reason": (
+        [pack(op="encode", inputs=[IMAGE | {"shape": [0, 2**32 - 1, 2**32 - 1, 3]}]), b""],
+        5,
+        "request.malformed",
+    ),
+    "another datatype": (
+        [pack(op="encode", inputs=[IMAGE | {"datatype": "FP64"}]), b"x"],
+        5,
+        "request.malformed",
+    ),
+    "an op that is a number": ([pack(op=7)], 5, "request.unsupported"),
+    "an op that is a page long": ([pack(op="x" * 9000)], 5, "request.unsupported"),
+    "no target": ([pack(op="cancel")], 5, "request.malformed"),
+    "a target that is text": ([pack(op="cancel", params={"target": "5"})], 5, "request.malformed"),
+}
+
+
+@pytest.mark.parametrize(("frames", "id", "code"), WRONG.values(), ids=WRONG)
+def test_it_is_refused_by_code(frames: list[bytes], id: int | None, code: str) -> None:
+    with pytest.raises(Unreadable) as unreadable:
+        protocol.decode(frames)
+    reply = unreadable.value.reply
+    assert (reply.id, reply.error.code) == (id, code)
+
+
+def test_a_failure_tells_whether_to_try_again() -> None:
+    [header] = protocol.encode(Failed(1, Busy("later.")))
+    assert msgpack.unpackb(header)["error"] == {
+        "code": "busy",
+        "message": "later.",
+        "retryable": True,
+    }

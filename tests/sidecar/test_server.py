@@ -1,0 +1,131 @@
+"""A peer that does not read costs a bounded amount of memory, and nobody else's time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import zmq
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar import outbox
+from sidecar.outbox import Outbox
+from sidecar.protocol import Frame
+from sidecar.server import Server
+from sidecar.settings import Limits
+
+MEGABYTE = 2**20
+
+
+class Echo:
+    """Answers a message with as many megabytes as its first frame says."""
+
+    def __init__(self) -> None:
+        self.server: Server
+        self.handled = 0
+
+    def handle(self, client: Any, frames: Sequence[Frame]) -> None:
+        self.handled += 1
+        self.server.deliver(client, [bytes(int(bytes(frames[0])) * MEGABYTE)])
+
+
+class Running:
+    def __init__(self) -> None:
+        self.context = zmq.Context()
+        self.public, self.secret = zmq.curve_keypair()
+        self.echo = Echo()
+        self.server = Server(zmq.utils.z85.decode(self.public), Limits())
+        self.echo.server = self.server
+        self.stopped = threading.Event()
+        self.server.start(self.echo, lambda _: self.stopped.set())  # type: ignore[arg-type]
+
+    def connect(self) -> zmq.Socket[bytes]:
+        socket = self.context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RCVHWM, 1)
+        socket.setsockopt(zmq.RCVBUF, 4096)
+        socket.curve_publickey, socket.curve_secretkey = self.public, self.secret
+        socket.curve_serverkey = self.server.public_key.encode()
+        socket.connect(self.server.endpoint)
+        return socket
+
+    def answers(self, socket: zmq.Socket[bytes]) -> bool:
+        socket.send(b"0")
+        return bool(socket.poll(10_000)) and socket.recv() == b""
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    serving = Running()
+    yield serving
+    serving.context.destroy(0)
+    serving.server.stop()
+    assert serving.stopped.wait(10)
+
+
+def waiting(server: Server) -> int:
+    return sum(box.bytes for box in list(server._outboxes.values()))
+
+
+def test_unread_replies_are_bounded_and_block_nobody(running: Running) -> None:
+    deaf, other = running.connect(), running.connect()
+    for _ in range(3 * outbox.MAX_BYTES // (8 * MEGABYTE)):
+        deaf.send(b"8")
+        assert running.answers(other)
+    while running.echo.handled < 2 * (3 * outbox.MAX_BYTES // (8 * MEGABYTE)):
+        time.sleep(0.01)
+    assert 0 < waiting(running.server) <= outbox.MAX_BYTES
+    deaf.close()
+    end = time.monotonic() + 10
+    while waiting(running.server) and time.monotonic() < end:
+        assert running.answers(other)
+    assert waiting(running.server) == 0  # it has gone, and its replies with it
+
+
+def test_a_reply_larger_than_the_bound_still_arrives(running: Running) -> None:
+    reader = running.connect()
+    megabytes = outbox.MAX_BYTES // MEGABYTE + 1
+    reader.send(b"%d" % megabytes)
+    assert reader.poll(30_000)
+    assert len(reader.recv()) == megabytes * MEGABYTE
+
+
+def test_a_reader_that_was_slow_gets_all_that_was_kept_in_order(running: Running) -> None:
+    slow = running.connect()
+    for size in (1, 2, 3, 4, 5, 6, 7, 8):
+        slow.send(b"%d" % size)
+    while running.echo.handled < 8:
+        time.sleep(0.01)
+    assert [len(slow.recv()) // MEGABYTE for _ in range(8)] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_what_was_sent_before_the_end_is_answered(running: Running) -> None:
+    reader = running.connect()
+    assert running.answers(reader)
+    for _ in range(50):
+        reader.send(b"0")
+    while running.echo.handled < 2:
+        time.sleep(0.001)
+    running.server.stop()
+    assert running.stopped.wait(10)
+    received = 0
+    while reader.poll(500):
+        reader.recv()
+        received += 1
+    assert received == running.echo.handled - 1  # all that was read was answered
+
+
+@given(st.lists(st.integers(0, 5000)))
+def test_an_outbox_keeps_order_and_bound(sizes: list[int]) -> None:
+    box = Outbox(max_bytes=10_000)
+    kept = [size for size in sizes if box.put([bytes(size)])]
+    assert box.bytes <= max(10_000, 5000 + outbox.OVERHEAD)
+    assert bool(kept) == bool(sizes)
+    for size in kept:
+        assert len(box.first()[0]) == size
+        box.drop_first()
+    assert (len(box), box.bytes) == (0, 0)

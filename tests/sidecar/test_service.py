@@ -1,0 +1,328 @@
+"""A client, in any order that Hypothesis thinks of, against a model of the queue."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sidecar import service
+from sidecar.encoder import Encoding, Job
+from sidecar.errors import ImageUnreadable, ModelInvalid, SidecarError
+from sidecar.manifest import Manifest, Normalisation
+from sidecar.protocol import Frame
+from sidecar.service import Service
+from sidecar.session import Run
+from sidecar.settings import Limits
+from tests.client import message
+
+LIMITS = Limits(max_queue=3, max_queue_bytes=1000)
+MANIFEST = Manifest(
+    model_id="m",
+    revision="1",
+    recipe="default",
+    projection="linear",
+    graph="g.onnx",
+    patch_size=14,
+    vision_hidden=1,
+    text_hidden=1,
+    default_resolution=224,
+    resolutions=(224,),
+    normalisation=Normalisation(),
+    files={},
+    digest="d" * 64,
+)
+PATIENCE = 10.0
+
+
+class Puppet:
+    """An encoder whose runs last until they are told to end, one way or another."""
+
+    def __init__(self) -> None:
+        self.working = threading.Event()
+        self.finish = threading.Event()
+        self.failure: Exception | None = None
+
+    def encode(self, job: Job, run: Run) -> Encoding:
+        self.working.set()
+        try:
+            while not self.finish.wait(0.0005):
+                run.check()
+            if self.failure is not None:
+                raise self.failure
+            return Encoding({"pooled_embedding": np.zeros(1, np.float32)}, (224, 224), 1, 1.0, 1.0)
+        finally:
+            self.finish.clear()
+            self.working.clear()
+
+
+class Conversation:
+    def __init__(self, load: Any = None) -> None:
+        self.puppet = Puppet()
+        self.replies: list[dict[str, Any]] = []
+        self.finished: list[SidecarError | None] = []
+        self.ready = threading.Event()
+        self.service = Service(
+            MANIFEST,
+            load=load or (lambda: self.puppet),
+            limits=LIMITS,
+            deliver=self.deliver,
+            on_ready=self.ready.set,
+            on_finished=self.finished.append,
+        )
+        self.service.start()
+
+    def deliver(self, client: object, frames: list[Frame]) -> None:
+        assert client == "app"
+        self.replies.append(msgpack.unpackb(frames[0]))
+
+    def send(self, op: str, id: int, inputs: Any = None, params: Any = None) -> None:
+        self.service.handle("app", message(op, id, inputs, params or {}))
+
+    def ask(self, op: str, id: int, inputs: Any = None, params: Any = None) -> dict[str, Any]:
+        """For what is answered before `handle` returns."""
+        before = len(self.replies)
+        self.send(op, id, inputs, params)
+        assert len(self.replies) > before
+        return self.replies[-1]
+
+
+def until(condition: Any) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.0005)
+
+
+def code(reply: dict[str, Any]) -> str:
+    return "ok" if reply["ok"] else reply["error"]["code"]
+
+
+class Queue(RuleBasedStateMachine):
+    """`pending` is the model: ids and bytes that were accepted, the first one being worked on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.talk = Conversation()
+        assert self.talk.ready.wait(PATIENCE)
+        self.pending: list[tuple[int, int]] = []
+        self.owed: Counter[int | None] = Counter()
+        self.id = 0
+
+    def settle(self) -> None:
+        """Wait until the worker has taken up what it can."""
+        size = sum(size for _, size in self.pending)
+        until(lambda: self.talk.service._bytes == size)
+        until(lambda: self.talk.puppet.working.is_set() == bool(self.pending))
+
+    @rule(size=st.sampled_from([0, 1, 300, 400, 1000, 1001]))
+    def encode(self, size: int) -> None:
+        self.id += 1
+        self.owed[self.id] += 1
+        waiting = sum(size for _, size in self.pending)
+        if size > LIMITS.max_queue_bytes:
+            expected = "request.too_large"
+        elif len(self.pending) == LIMITS.max_queue or waiting + size > LIMITS.max_queue_bytes:
+            expected = "busy"
+        else:
+            expected = None
+        if expected is None:
+            self.talk.send("encode", self.id, {"image": bytes(size)})
+            self.pending.append((self.id, size))
+            self.settle()
+        else:
+            reply = self.talk.ask("encode", self.id, {"image": bytes(size)})
+            assert (reply["id"], code(reply)) == (self.id, expected)
+
+    @precondition(lambda self: self.pending)
+    @rule(data=st.data(), op=st.sampled_from(["encode", "hello", "cancel"]))
+    def repeat_an_id(self, data: st.DataObject, op: str) -> None:
+        id, _ = data.draw(st.sampled_from(self.pending))
+        self.owed[None] += 1
+        inputs = {"image": b"x"} if op == "encode" else None
+        reply = self.talk.ask(op, id, inputs, {"target": id})
+        assert code(reply) == "request.duplicate_id"
+        assert reply["error"]["duplicate_of"] == id
+
+    @precondition(lambda self: self.pending)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        found = data.draw(st.sampled_from(self.pending))
+        self.id += 1
+        self.owed[self.id] += 1
+        reply = self.talk.ask("cancel", self.id, params={"target": found[0]})
+        assert reply["cancelled"] is True
+        assert (self.talk.replies[-2]["id"], code(self.talk.replies[-2])) == (
+            found[0],
+            "request.cancelled",
+        )
+        self.pending.remove(found)
+        self.settle()
+
+    @rule()
+    def cancel_nothing(self) -> None:
+        self.id += 1
+        self.owed[self.id] += 1
+        reply = self.talk.ask("cancel", self.id, params={"target": 10**6})
+        assert reply["cancelled"] is False
+
+    @precondition(lambda self: self.pending)
+    @rule(failure=st.sampled_from([None, ImageUnreadable("no."), RuntimeError("secret")]))
+    def finish(self, failure: Exception | None) -> None:
+        before = len(self.talk.replies)
+        id, _ = self.pending.pop(0)
+        self.talk.puppet.failure = failure
+        self.talk.puppet.finish.set()
+        until(lambda: len(self.talk.replies) > before)
+        reply = self.talk.replies[-1]
+        expected = {None: "ok", RuntimeError: "internal"}.get(
+            failure if failure is None else type(failure), "image.unreadable"
+        )
+        assert (reply["id"], code(reply)) == (id, expected)
+        assert "secret" not in str(reply)
+        self.settle()
+
+    @rule(frames=st.lists(st.binary(max_size=20), max_size=10))
+    def send_noise(self, frames: list[bytes]) -> None:
+        self.owed[None] += 1
+        before = len(self.talk.replies)
+        self.talk.service.handle("app", frames)
+        assert len(self.talk.replies) == before + 1
+        assert self.talk.replies[-1]["id"] is None
+
+    @rule()
+    def look(self) -> None:
+        self.id += 1
+        self.owed[self.id] += 1
+        stats = self.talk.ask("stats", self.id)
+        assert stats["queue"] == {
+            "requests": len(self.pending),
+            "bytes": sum(size for _, size in self.pending),
+        }
+
+    @invariant()
+    def every_request_but_the_pending_ones_has_exactly_one_reply(self) -> None:
+        answered = Counter(reply["id"] for reply in self.talk.replies)
+        assert answered + Counter(id for id, _ in self.pending) == self.owed
+
+    def teardown(self) -> None:
+        self.talk.service.end()
+        self.talk.service._worker.join(PATIENCE)
+        assert not self.talk.service._worker.is_alive()
+        assert Counter(reply["id"] for reply in self.talk.replies) == self.owed
+        assert self.talk.finished[0] is None
+
+
+TestQueue = Queue.TestCase
+TestQueue.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+@pytest.fixture
+def talk() -> Conversation:
+    conversation = Conversation()
+    assert conversation.ready.wait(PATIENCE)
+    return conversation
+
+
+def test_requests_are_done_in_the_order_they_came(talk: Conversation) -> None:
+    for id in (3, 1, 2):
+        talk.send("encode", id, {"image": b"x"})
+    for count in (1, 2, 3):
+        talk.puppet.finish.set()
+        until(lambda count=count: len(talk.replies) == count)
+        until(lambda: not talk.puppet.finish.is_set())
+    assert [reply["id"] for reply in talk.replies] == [3, 1, 2]
+
+
+def test_an_id_reused_while_its_cancelled_run_winds_down_is_answered_by_its_own_run(
+    talk: Conversation,
+) -> None:
+    release = threading.Event()
+
+    def stubborn(job: Job, run: Run) -> Encoding:
+        release.wait(PATIENCE)  # a decoder, say, that no cancel reaches
+        run.check()
+        return Encoding({}, (224, 224), 1, 1.0, 1.0)
+
+    talk.puppet.encode = stubborn  # type: ignore[method-assign]
+    talk.send("encode", 7, {"image": b"x"})
+    until(lambda: not talk.service._queue)
+    talk.send("cancel", 8, params={"target": 7})
+    talk.send("encode", 7, {"image": b"x"})
+    release.set()
+    until(lambda: len(talk.replies) == 3)
+    assert [(reply["id"], code(reply)) for reply in talk.replies] == [
+        (7, "request.cancelled"),
+        (8, "ok"),
+        (7, "ok"),
+    ]
+
+
+def test_draining_does_what_was_accepted_and_takes_no_more(talk: Conversation) -> None:
+    talk.send("encode", 1, {"image": b"x"})
+    talk.service.drain()
+    assert code(talk.ask("encode", 2, {"image": b"x"})) == "request.cancelled"
+    talk.puppet.finish.set()
+    until(lambda: talk.finished == [None])
+    assert [(reply["id"], code(reply)) for reply in talk.replies][1:] == [(1, "ok")]
+
+
+def test_the_end_comes_while_a_model_still_loads() -> None:
+    release = threading.Event()
+    talk = Conversation(load=lambda: release.wait(PATIENCE) and Puppet())
+    assert code(talk.ask("encode", 1, {"image": b"x"})) == "model.loading"
+    assert code(talk.ask("shutdown", 2)) == "ok"
+    assert talk.finished == [None]
+    assert code(talk.ask("encode", 3, {"image": b"x"})) == "request.cancelled"
+    release.set()
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [(ModelInvalid("g.onnx has changed."), "model.invalid"), (MemoryError(), "internal")],
+    ids=["a changed file", "no memory"],
+)
+def test_a_model_that_does_not_load_is_told_once(failure: Exception, expected: str) -> None:
+    def load() -> None:
+        raise failure
+
+    talk = Conversation(load=load)
+    until(lambda: talk.finished)
+    [reason] = talk.finished
+    assert reason is not None
+    assert reason.code == expected
+
+
+def test_a_reply_that_cannot_be_written_ends_the_service_rather_than_hang(
+    talk: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(service.protocol, "encode", broken)
+    talk.send("encode", 1, {"image": b"x"})
+    talk.puppet.finish.set()
+    until(lambda: talk.finished)
+    assert talk.finished[0] is not None
+    assert talk.finished[0].code == "internal"
+
+
+def test_two_clients_may_use_the_same_ids(talk: Conversation) -> None:
+    got: list[tuple[object, dict[str, Any]]] = []
+    talk.service._deliver = lambda client, frames: got.append((client, msgpack.unpackb(frames[0])))
+    for client in ("a", "b"):
+        talk.service.handle(client, message("encode", 1, {"image": b"x"}))
+    talk.service.handle("a", message("cancel", 2, params={"target": 1}))
+    assert [(client, reply["id"]) for client, reply in got] == [("a", 1), ("a", 2)]
+    talk.puppet.finish.set()
+    until(lambda: len(got) == 3)
+    assert got[-1][0] == "b"
+    assert code(got[-1][1]) == "ok"
