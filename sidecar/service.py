@@ -220,7 +220,8 @@ class Service:
             log.exception("the worker failed")
             self._on_finished(Internal(BUG))
         else:
-            self._on_finished(None)
+            if not self._ending:  # else whoever ends us still has a reply to give
+                self._on_finished(None)
 
     def _next(self) -> Task | None:
         with self._changed:

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sidecar import service
 from sidecar.encoder import Encoding, Job
+from sidecar.engine import Kernels
 from sidecar.errors import ImageUnreadable, ModelInvalid, SidecarError
 from sidecar.manifest import Manifest, Normalisation
 from sidecar.protocol import Frame
@@ -45,6 +46,8 @@ PATIENCE = 10.0
 
 class Puppet:
     """An encoder whose runs last until they are told to end, one way or another."""
+
+    kernels = Kernels(on=False, why="a puppet has none.")
 
     def __init__(self) -> None:
         self.working = threading.Event()
