@@ -1,0 +1,71 @@
+"""The attention kernel in C++, on instruction set after instruction set; see attention_test.cc."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "sidecar" / "kernels"
+QEMU = shutil.which("qemu-x86_64-static") or shutil.which("qemu-x86_64")
+ARM_COMPILER = shutil.which("aarch64-linux-gnu-g++")
+ARM_QEMU = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+
+# The highest optimisation hides no error from these, but takes the compiler a minute.
+SANITISED = (
+    "-DCMAKE_CXX_FLAGS=-O1 -fsanitize=address,undefined -fno-sanitize-recover=all "
+    "-DVISION_KERNELS_TEST_VNNI"
+)
+
+
+def build(name: str, *options: str) -> Path:
+    """The test program, built in .work; skips where there is no compiler to build it."""
+    if not shutil.which("cmake"):
+        pytest.skip("there is no cmake on this machine")
+    work = ROOT / ".work" / f"kernels-{name}"
+    configure = ["cmake", "-Wno-dev", "-S", str(SOURCE), "-B", str(work)]
+    configure += ["-DVISION_KERNELS_TESTS=ON", *options]
+    sources = ROOT / ".work" / "kernels" / "_deps" / "highway-src"
+    if sources.exists():  # what `make install` has downloaded
+        configure.append(f"-DFETCHCONTENT_SOURCE_DIR_HIGHWAY={sources}")
+    configured = subprocess.run(configure, capture_output=True, text=True, check=False)
+    if configured.returncode != 0:
+        reason = (configured.stderr.strip().splitlines() or ["no reason given"])[-1]
+        pytest.skip(f"CMake cannot build the kernels here: {reason}")
+    compile_ = ["cmake", "--build", str(work), "--target", "attention_test", "--parallel", "2"]
+    built = subprocess.run(compile_, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout[-4000:]
+    return work / "tests" / "attention_test"
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_every_instruction_set_here_agrees_with_float64_and_stays_in_bounds() -> None:
+    program = build("sanitised", "-DCMAKE_BUILD_TYPE=Sanitised", SANITISED)
+    run(program)
+
+
+@pytest.mark.slow
+def test_avx2_without_vnni_agrees_with_float64_on_an_emulated_haswell() -> None:
+    if QEMU is None:
+        pytest.skip("there is no qemu-x86_64 (Debian: qemu-user-static)")
+    assert "AVX2 " in run(QEMU, "-cpu", "Haswell", build("haswell"), "AVX2")
+
+
+@pytest.mark.slow
+def test_neon_agrees_with_float64_on_an_emulated_arm() -> None:
+    if ARM_COMPILER is None or ARM_QEMU is None:
+        pytest.skip("there is no aarch64 compiler or no qemu-aarch64")
+    program = build(
+        "aarch64",
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        f"-DCMAKE_CXX_COMPILER={ARM_COMPILER}",
+        "-DCMAKE_CXX_FLAGS=-static -march=armv8.2-a+dotprod",
+    )
+    assert "NEON " in run(ARM_QEMU, "-cpu", "max", program)

@@ -1,0 +1,181 @@
+"""Our operators inside onnxruntime, and the sidecar's choice between the two graphs."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from sidecar import engine, manifest, session
+from sidecar.manifest import Manifest
+from sidecar.session import KernelsMissing
+from tests import stand_in
+
+KERNELS = "vision.sidecar", "Attention"
+PLAIN = "com.microsoft", "MultiHeadAttention"
+MODEL = "vision_encoder_kernels.onnx"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _served() -> None:
+    try:
+        session.kernels_variant()
+    except KernelsMissing as error:
+        pytest.skip(str(error))
+
+
+def one_node(
+    operator: tuple[str, str], heads: int = 2, scale: float = 0.2
+) -> onnxruntime.InferenceSession:
+    domain, name = operator
+    node = helper.make_node(
+        name, ["q", "k", "v"], ["result"], domain=domain, num_heads=heads, scale=scale
+    )
+    names = [
+        helper.make_tensor_value_info(x, TensorProto.FLOAT, ["batch", "tokens", f"width of {x}"])
+        for x in ("q", "k", "v", "result")
+    ]
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(domain, 1)]
+    graph = helper.make_graph([node], "one node", names[:3], names[3:])
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(session.KERNELS))
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def inputs(*shape: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(shape)
+    return {name: random.normal(size=shape).astype(np.float32) for name in "qkv"}
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (1, 256, 144), (2, 130, 96), (1, 1024, 20)], ids=str)
+def test_attention_agrees_with_onnxruntimes_own(shape: tuple[int, int, int]) -> None:
+    arrays = inputs(*shape)
+    [ours] = one_node(KERNELS).run(None, arrays)
+    [theirs] = one_node(PLAIN).run(None, arrays)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() < 0.02 * np.ptp(arrays["v"])
+
+
+def test_runs_of_other_sizes_do_not_disturb_each_other() -> None:
+    attention = one_node(KERNELS)
+    large, small = inputs(1, 512, 64), inputs(1, 100, 64)
+    first = attention.run(None, small)[0]
+    attention.run(None, large)
+    assert np.array_equal(attention.run(None, small)[0], first)
+
+
+def test_no_image_gives_no_result_and_no_crash() -> None:
+    assert one_node(KERNELS).run(None, inputs(0, 4, 8))[0].shape == (0, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        pytest.param(lambda: one_node(KERNELS, heads=0), "num_heads", id="no heads"),
+        pytest.param(lambda: one_node(KERNELS, scale=-1.0), "scale above zero", id="bad scale"),
+        pytest.param(
+            lambda: one_node(KERNELS, heads=3).run(None, inputs(1, 4, 8)),
+            "num_heads times",
+            id="heads do not divide the width",
+        ),
+        pytest.param(
+            lambda: one_node(KERNELS).run(None, {**inputs(1, 4, 8), "k": inputs(1, 4, 6)["k"]}),
+            "of one shape",
+            id="keys are narrower",
+        ),
+    ],
+)
+def test_what_attention_cannot_do_is_said_in_a_sentence(
+    make: Callable[[], object], sentence: str
+) -> None:
+    with pytest.raises(Exception, match=sentence):
+        make()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The stand-in, with a second graph that runs its pixels through our attention."""
+    directory = stand_in.make(tmp_path / "model")
+    described = manifest.read(directory)
+    plain = directory / described.graph
+    graph = onnx.load(plain)
+    node = helper.make_node(
+        "Attention", ["rows", "rows", "rows"], ["seen"], domain=KERNELS[0], num_heads=1, scale=1e3
+    )
+    # Sharp enough for each token to see those that are like it.
+    position = next(i for i, n in enumerate(graph.graph.node) if "rows" in n.input)
+    graph.graph.node.insert(position, node)
+    for user in graph.graph.node[position + 1 :]:
+        user.input[:] = ["seen" if name == "rows" else name for name in user.input]
+    graph.opset_import.append(helper.make_opsetid(KERNELS[0], 1))
+    onnx.save(graph, directory / MODEL)
+    golden = session.Session(directory / MODEL, kernels=True)
+    engine.record(golden, min(described.resolutions), directory / "golden.npz")
+    _describe(directory, described)
+    return directory
+
+
+def _describe(directory: Path, described: Manifest) -> None:
+    names = [described.graph, MODEL, "golden.npz"]
+    files = manifest.describe(directory, names)
+    written = replace(described, files=files, kernels_graph=MODEL, golden="golden.npz")
+    manifest.write(written, directory)
+
+
+def load(model: Path, kernels: str = "auto") -> engine.Kernels:
+    return engine.load(model, manifest.load(model), 1, kernels)[1]
+
+
+def test_the_kernels_are_used_where_the_golden_input_comes_out_as_recorded(model: Path) -> None:
+    state = load(model)
+    assert state.on
+    assert session.kernels_variant() in state.why
+
+
+def test_kernels_off_takes_the_plain_graph(model: Path) -> None:
+    state = load(model, "off")
+    assert (state.on, state.why) == (False, "they were switched off with --kernels off.")
+
+
+@pytest.mark.parametrize("name", ["pooled_embedding", "attention_scores"])
+@pytest.mark.parametrize("wrong", [-1.0, np.nan], ids=["negated", "no number"])
+def test_another_result_than_the_recorded_one_takes_the_plain_graph(
+    model: Path, name: str, wrong: float
+) -> None:
+    with np.load(model / "golden.npz") as recorded:
+        arrays = dict(recorded)
+    np.savez(model / "golden.npz", allow_pickle=False, **{**arrays, name: arrays[name] * wrong})
+    _describe(model, manifest.read(model))
+    state = load(model)
+    assert not state.on
+    assert "golden input" in state.why
+
+
+def test_a_library_that_is_not_there_takes_the_plain_graph(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.kernels_variant.cache_clear()
+    monkeypatch.setattr(session, "KERNELS", model / "nowhere.so")
+    assert load(model) == engine.Kernels(False, "they were not built for this machine.")
+
+
+def test_a_library_that_is_none_takes_the_plain_graph(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model.parent / "not_one.so").write_bytes(b"no library")
+    session.kernels_variant.cache_clear()
+    monkeypatch.setattr(session, "KERNELS", model.parent / "not_one.so")
+    assert load(model) == engine.Kernels(False, "not_one.so cannot be loaded on this machine.")
+
+
+def test_a_model_without_them_takes_the_plain_graph(tmp_path: Path) -> None:
+    state = load(stand_in.make(tmp_path / "model"))
+    assert state == engine.Kernels(False, "the model directory has no graph for them.")
