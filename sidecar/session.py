@@ -5,6 +5,7 @@ The only file that imports onnxruntime, hence the seam where another engine woul
 
 import base64
 import ctypes
+import itertools
 import os
 import sys
 from functools import cache
@@ -35,6 +36,9 @@ OUTPUTS = ("projected_embeddings", "attention_scores", "pooled_embedding")
 Array = NDArray[np.float32]
 
 
+_NUMBERS = itertools.count(1)
+
+
 class KernelsMissing(Exception):
     """Our own operators are not to be had on this machine; the message is a sentence for people."""
 
@@ -46,10 +50,16 @@ class Run:
         self.options = onnxruntime.RunOptions()
         # Hundreds of megabytes of scratch memory go back to the system after each image.
         self.options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self.number = next(_NUMBERS)
+        self.kernels: ctypes.CDLL | None = None  # where operators of ours take part
 
     def terminate(self) -> None:
-        """End the run between two nodes; its `Session.run` raises RequestCancelled."""
+        """End the run between two nodes, or within one of ours; `Session.run` raises
+        RequestCancelled.
+        """
         self.options.terminate = True
+        if self.kernels is not None:
+            self.kernels.vision_kernels_end(self.number)
 
     def check(self) -> None:
         """Raises RequestCancelled once `terminate` was called."""
@@ -65,6 +75,7 @@ class Session:
     """
 
     def __init__(self, graph: Path, threads: int = 0, kernels: bool = False) -> None:
+        self.kernels = _library() if kernels else None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -94,7 +105,10 @@ class Session:
     def run(self, pixel_values: Array, run: Run | None = None) -> dict[str, Array]:
         """Run [n, 3, height, width]; the three outputs by name. Raises RequestCancelled."""
         run = run or Run()
-        run.check()
+        run.kernels = self.kernels
+        if self.kernels is not None:
+            self.kernels.vision_kernels_begin(run.number)
+        run.check()  # after that: who ended the run before had nothing to tell them yet
         try:
             arrays = self._session.run(OUTPUTS, {"pixel_values": pixel_values}, run.options)
         except Exception:
@@ -103,20 +117,25 @@ class Session:
         return dict(zip(OUTPUTS, arrays, strict=True))
 
 
-@cache
 def kernels_variant() -> str:
     """The instruction set that our own operators would use on this CPU. Raises KernelsMissing."""
+    variant: bytes = _library().vision_kernels_variant()
+    if not variant:
+        raise KernelsMissing("this CPU has no instructions with which they would be faster.")
+    return variant.decode()
+
+
+def _library() -> ctypes.CDLL:
     if not KERNELS.exists():
         raise KernelsMissing("they were not built for this machine.")
     try:
         library = ctypes.CDLL(str(KERNELS))
         library.vision_kernels_variant.restype = ctypes.c_char_p
-        variant: bytes = library.vision_kernels_variant()
+        for function in (library.vision_kernels_begin, library.vision_kernels_end):
+            function.argtypes, function.restype = (ctypes.c_uint64,), None
     except (OSError, AttributeError) as error:
         raise KernelsMissing(f"{KERNELS.name} cannot be loaded on this machine.") from error
-    if not variant:
-        raise KernelsMissing("this CPU has no instructions with which they would be faster.")
-    return variant.decode()
+    return library
 
 
 # MatMulInteger of A (uint8 [1, 64]) with B (int8 [64, 1]), opset 18, as a serialised ModelProto.

@@ -456,22 +456,23 @@ class FlashAttention {
 
 // Each worker takes the next task until none is left, so that a slow core holds nobody up.
 template <class Task>
-void Share(size_t tasks, size_t workers, const Parallel& parallel, const Task& task) {
+void Share(size_t tasks, size_t workers, const Parallel& parallel, const Wanted& wanted,
+           const Task& task) {
   std::atomic<size_t> next{0};
   parallel(std::min(workers, tasks), [&](size_t worker) {
-    for (size_t i = next++; i < tasks; i = next++) task(i, worker);
+    for (size_t i = next++; i < tasks && wanted(); i = next++) task(i, worker);
   });
 }
 
 template <class Product>
 void Run(const AttentionShape& shape, const AttentionTensors& tensors, void* workspace,
-         size_t workers, const Parallel& parallel) {
+         size_t workers, const Parallel& parallel, const Wanted& wanted) {
   FlashAttention<Product> attention(shape, tensors, workspace, workers);
   const size_t heads = shape.batch * shape.heads;
-  Share(heads, workers, parallel,
+  Share(heads, workers, parallel, wanted,
         [&](size_t head, size_t worker) { attention.Pack(head, worker); });
   const size_t blocks = hwy::DivCeil(shape.tokens, kBlockQueries);
-  Share(heads * blocks, workers, parallel, [&](size_t task, size_t worker) {
+  Share(heads * blocks, workers, parallel, wanted, [&](size_t task, size_t worker) {
     attention.Attend(task / blocks, task % blocks, worker);
   });
 }

@@ -5,6 +5,8 @@
 //   attributes num_heads (int) and scale (float).
 
 #include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <exception>
 #include <string>
 #include <thread>
@@ -23,6 +25,11 @@ namespace vision_kernels {
 namespace {
 
 const OrtApi* api = nullptr;  // set before any kernel exists, the same for all sessions
+
+// ONNX Runtime ends a run between two operators, and ours may take a fifth of a second. So whoever
+// starts runs numbers them and says which one to end. One run at a time can be ended so.
+std::atomic<uint64_t> current_run{0};
+std::atomic<uint64_t> ended_run{UINT64_MAX};
 
 // An error of ONNX Runtime on its way through our code.
 struct Failure {
@@ -141,12 +148,15 @@ class AttentionKernel {
                                scale_};
     const AttentionTensors tensors{DataOf(inputs[0]), DataOf(inputs[1]), DataOf(inputs[2]),
                                    DataOf(output)};
+    const uint64_t run = current_run;
     const size_t workers = std::max(1u, std::thread::hardware_concurrency());
     const Scratch workspace(context, variant_.workspace(sizes, workers));
     variant_.run(sizes, tensors, workspace.data(), workers,
                  [context](size_t count, const std::function<void(size_t)>& task) {
                    InParallel(context, count, task);
-                 });
+                 },
+                 [run] { return ended_run != run; });
+    if (ended_run == run) throw Failure{api->CreateStatus(ORT_FAIL, "The run was ended.")};
   }
 
  private:
@@ -202,6 +212,12 @@ VK_PUBLIC const char* vision_kernels_variant() {
       vision_kernels::AttentionVariants();
   return variants.empty() ? "" : variants.front().name;
 }
+
+// From now on, what is computed belongs to this run. Any number but the last one's, below 2^64 - 1.
+VK_PUBLIC void vision_kernels_begin(uint64_t run) { vision_kernels::current_run = run; }
+
+// The operators of this run return an error as soon as they can; does nothing if it is over.
+VK_PUBLIC void vision_kernels_end(uint64_t run) { vision_kernels::ended_run = run; }
 
 // ONNX Runtime calls this by name when a session registers the library.
 VK_PUBLIC OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {

@@ -79,7 +79,8 @@ std::vector<float> Compute(const AttentionVariant& variant, const AttentionShape
               workspace.get() + misalignment, workers,
               [](size_t count, const std::function<void(size_t)>& task) {
                 for (size_t i = count; i-- > 0;) task(i);
-              });
+              },
+              [] { return true; });
   return result;
 }
 

@@ -1,5 +1,7 @@
 """Our operators inside onnxruntime, and the sidecar's choice between the two graphs."""
 
+import ctypes
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +102,20 @@ def test_what_attention_cannot_do_is_said_in_a_sentence(
         make()
 
 
+def test_a_run_is_ended_in_the_midst_of_an_operator_and_the_next_one_is_not() -> None:
+    attention = one_node(KERNELS, heads=8)
+    arrays = inputs(1, 8192, 8 * 64)
+    library = ctypes.CDLL(str(session.KERNELS))
+    library.vision_kernels_begin(ctypes.c_uint64(2**40))
+    ending = threading.Timer(0.05, library.vision_kernels_end, (ctypes.c_uint64(2**40),))
+    ending.start()
+    with pytest.raises(Exception, match="ended"):
+        attention.run(None, arrays)
+    ending.join()
+    library.vision_kernels_begin(ctypes.c_uint64(2**40 + 1))
+    attention.run(None, inputs(1, 4, 8 * 64))
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """The stand-in, with a second graph that runs its pixels through our attention."""
@@ -162,7 +178,6 @@ def test_another_result_than_the_recorded_one_takes_the_plain_graph(
 def test_a_library_that_is_not_there_takes_the_plain_graph(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session.kernels_variant.cache_clear()
     monkeypatch.setattr(session, "KERNELS", model / "nowhere.so")
     assert load(model) == engine.Kernels(False, "they were not built for this machine.")
 
@@ -171,7 +186,6 @@ def test_a_library_that_is_none_takes_the_plain_graph(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (model.parent / "not_one.so").write_bytes(b"no library")
-    session.kernels_variant.cache_clear()
     monkeypatch.setattr(session, "KERNELS", model.parent / "not_one.so")
     assert load(model) == engine.Kernels(False, "not_one.so cannot be loaded on this machine.")
 
