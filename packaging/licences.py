@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from contents import files, modules
 
+NOTICES = Path(__file__).resolve().parent / "notices"
 NAME = "THIRD_PARTY_LICENSES.txt"
 RULE = "=" * 78
 LICENCE_FILE = re.compile(
@@ -80,6 +81,13 @@ def bootloader() -> Part:
     return part(metadata.distribution("pyinstaller"))
 
 
+def kernels(bundle: Path) -> Iterator[Part]:
+    """Highway, which is compiled into our native kernels, where the bundle has them."""
+    if any(bundle.glob("_internal/sidecar/kernels/*")):
+        text = (NOTICES / "highway.txt").read_text("utf-8")
+        yield Part("Highway, inside vision_kernels", "BSD-3-Clause", [text])
+
+
 def system_libraries(bundle: Path) -> Iterator[Part]:
     """The Debian packages that gave the bundle shared libraries from this system, if it is one."""
     dpkg = shutil.which("dpkg-query")
@@ -108,7 +116,7 @@ def main() -> int:
     """Write the file into the bundle in argv."""
     bundle = Path(sys.argv[1])
     parts = sorted(distributions(bundle), key=lambda part: part.title.lower())
-    parts = [interpreter(), bootloader(), *parts, *system_libraries(bundle)]
+    parts = [interpreter(), bootloader(), *parts, *kernels(bundle), *system_libraries(bundle)]
     out = ["vision-sidecar is frozen together with the software below.", ""]
     out += [f"- {part.title}: {part.licence}" for part in parts]
     for each in parts:
