@@ -2,14 +2,19 @@
 
 PYTHON ?= python3
 BUNDLE ?=
+BENCH ?=
 PY := .venv/bin/python
 NODE_MODULES := electron_bridge/node_modules/.package-lock.json
 BRIDGE := electron_bridge/dist/.built
 DEMO := .work/demo-model
 
-.PHONY: install demo test check freeze lock clean
+.PHONY: install kernels demo test check freeze bench profile soak fuzz lock clean
 
-install: .venv/.installed $(BRIDGE)
+install: .venv/.installed $(BRIDGE) kernels
+
+# Our own operators, where there is a C++ compiler; all runs without them too.
+kernels: .venv/.installed
+	$(PY) sidecar/kernels/make.py
 
 # pip takes torch's CPU build where one can be had: "+cpu" sorts above the plain version.
 .venv/.installed: requirements/dev.txt
@@ -44,12 +49,28 @@ check: install
 freeze: .venv/.installed
 	$(PYTHON) packaging/freeze.py
 
+# The peers are large, so they are installed only here.
+bench: install
+	$(PY) -m pip install --quiet --requirement requirements/bench.txt
+	$(PY) -m bench $(BENCH)
+
+profile: install
+	$(PY) -m bench.profile
+
+soak: install
+	$(PY) -m tests.soak
+	cd electron_bridge && npm run --silent soak
+
+fuzz: install
+	$(PY) -m tests.fuzz
+
 # Versions for every system and Python at once. torch is left out: it has its own line above.
 lock:
 	mkdir -p .work && echo "torch; python_version < '0'" > .work/no-torch.txt
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --output-file requirements/runtime.txt
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --extra freeze --constraints requirements/runtime.txt --output-file requirements/freeze.txt
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --extra build --extra dev --override .work/no-torch.txt --constraints requirements/runtime.txt --output-file requirements/dev.txt
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --extra bench --override .work/no-torch.txt --constraints requirements/dev.txt --output-file requirements/bench.txt
 
 clean:
 	rm -rf .work dist out electron_bridge/dist
