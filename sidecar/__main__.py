@@ -1,14 +1,20 @@
 """The command line: settings, manifest, session, encoder, service, transport; and exit codes."""
 
+import sys
+
+from sidecar import lifeline
+
+if __name__ == "__main__" and sys.argv[1:2] == ["serve"]:
+    lifeline.mind_parent()  # before the imports below, which are most of a start
+
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import BinaryIO, NoReturn
 
-from sidecar import handshake, lifeline, log, manifest, manners, settings, stdio, terminal
+from sidecar import handshake, log, manifest, manners, settings, stdio, terminal
 from sidecar.ending import Ending
 from sidecar.errors import Internal, SidecarError
 from sidecar.server import LINGER_MS, Server

@@ -9,14 +9,34 @@ import os
 import threading
 
 STDIN = 0
+POLL_S = 0.1
 ORPHANED = 0  # nobody is left to read an exit status
+
+
+_started = threading.Event()
+
+
+def mind_parent() -> None:
+    """Until `watch`, exit when the parent is another one: a start from a cold disk takes seconds,
+    and nothing reads stdin yet. Windows has no such sign, and waits for the start to end.
+    """
+    if os.name == "posix":
+        arguments = (os.getppid(),)
+        threading.Thread(target=_poll, args=arguments, name="parent", daemon=True).start()
 
 
 def watch() -> None:
     """Exit, whatever the process is doing, at end of file. Import native modules before this:
     on Windows a thread that reads a pipe can block the loading of a library (numpy#24290).
     """
+    _started.set()
     threading.Thread(target=_wait, name="lifeline", daemon=True).start()
+
+
+def _poll(parent: int) -> None:
+    while not _started.wait(POLL_S):
+        if os.getppid() != parent:
+            os._exit(ORPHANED)
 
 
 def _wait() -> None:
