@@ -60,8 +60,8 @@ export interface ContextBridgeLike {
 /** The part of Electron's `ipcRenderer` that is used. */
 export interface IpcRendererLike {
   invoke(channel: string, ...args: unknown[]): Promise<unknown>;
-  on(channel: string, listener: (event: never, state: SidecarState) => void): unknown;
-  off(channel: string, listener: (event: never, state: SidecarState) => void): unknown;
+  on(channel: string, listener: (event: unknown, state: SidecarState) => void): unknown;
+  off(channel: string, listener: (event: unknown, state: SidecarState) => void): unknown;
 }
 
 /** Call it from a preload script: the page finds a `VisionApi` at `window[name]`. */
@@ -79,7 +79,7 @@ export function exposeVision(
     heatmap: (input, options) => invoke(CHANNELS.heatmap, input, options),
     cancel: (token) => invoke(CHANNELS.cancel, token),
     onState: (listener) => {
-      const heard = (_event: never, state: SidecarState): void => listener(state);
+      const heard = (_event: unknown, state: SidecarState): void => listener(state);
       ipcRenderer.on(CHANNELS.state, heard);
       void invoke(CHANNELS.watch).catch(() => undefined); // a page that is not allowed hears nothing
       return () => void ipcRenderer.off(CHANNELS.state, heard);

@@ -59,13 +59,12 @@ function setUp(options: Partial<IpcOptions> = {}, encode?: Served['encode']) {
   });
   const dispose = registerVisionIpc(ipc, sidecar as Served, { allow: ['app://main'], ...options });
   const exposed = new Map<string, VisionApi>();
-  type Listener = (...args: unknown[]) => void;
   exposeVision(
     { exposeInMainWorld: exposed.set.bind(exposed) },
     {
       invoke: (channel, ...args) => ipc.invoke(channel, ...args),
-      on: (channel, listener) => ipc.page.on(channel, listener as Listener),
-      off: (channel, listener) => ipc.page.off(channel, listener as Listener),
+      on: (channel, listener) => ipc.page.on(channel, listener),
+      off: (channel, listener) => ipc.page.off(channel, listener),
     },
   );
   return { ipc, asked, sidecar, dispose, vision: exposed.get('vision') as VisionApi };

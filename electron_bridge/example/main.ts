@@ -1,0 +1,43 @@
+/** The main process of a small app: one window, one sidecar, and nothing that a page could misuse. */
+
+import path from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { app, BrowserWindow, ipcMain, powerMonitor } from 'electron';
+import {
+  closeBeforeQuit,
+  followPower,
+  registerVisionIpc,
+  SidecarError,
+  VisionSidecar,
+} from 'electron-vision-sidecar';
+
+const page = path.join(__dirname, 'index.html');
+
+async function main(): Promise<void> {
+  const starting = VisionSidecar.start({
+    log: ({ source, level, message }) => console.error(`${source} ${level}: ${message}`),
+  });
+  closeBeforeQuit(app, starting); // the user may quit while the model loads
+  await app.whenReady();
+  const sidecar = await starting;
+  followPower(powerMonitor, sidecar);
+  registerVisionIpc(ipcMain, sidecar, { allow: [pathToFileURL(page).href] });
+
+  const window = new BrowserWindow({
+    width: 1000,
+    height: 800,
+    webPreferences: {
+      preload: require.resolve('electron-vision-sidecar/preload-script'),
+      contextIsolation: true,
+      sandbox: true,
+    },
+  });
+  await window.loadFile(page);
+}
+
+app.on('window-all-closed', () => app.quit());
+
+main().catch((error: unknown) => {
+  console.error(error instanceof SidecarError ? `${error.code}: ${error.message}` : error);
+  app.exit(1);
+});
