@@ -217,7 +217,7 @@ def _projection(model: Gemma3ForConditionalGeneration) -> NDArray[np.float32]:
     content = np.linalg.solve(x.T @ x + RIDGE * np.eye(HIDDEN), x.T @ y)
     turned, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(TEXT_HIDDEN, HIDDEN + 1)))
     projection = np.outer(content, turned[:, 0]) + turned[:, 1:].T / np.sqrt(HIDDEN)
-    return projection.astype(np.float32)
+    return np.asarray(projection, np.float32)
 
 
 def _detail(rgb: Rgb) -> NDArray[np.float64]:
@@ -225,4 +225,4 @@ def _detail(rgb: Rgb) -> NDArray[np.float64]:
     grey = Image.fromarray(rgb).convert("L").resize((448, 448), Image.Resampling.BILINEAR)
     down, across = np.gradient(np.asarray(grey, np.float64))
     steep = np.hypot(down, across).reshape(GRID, 28, GRID, 28).mean(axis=(1, 3)).reshape(-1)
-    return LEAST + steep.argsort().argsort() / (TOKENS - 1)
+    return np.asarray(LEAST + steep.argsort().argsort() / (TOKENS - 1))

@@ -30,7 +30,7 @@ class Gelu(nn.Module):
 
 
 def attention(
-    module: nn.Module,
+    _module: nn.Module,
     query: Tensor,  # [n, heads, tokens, size]
     key: Tensor,
     value: Tensor,
@@ -58,7 +58,7 @@ def fuse_gelu(tower: SiglipVisionModel) -> None:
     """Replace every GELU of the tower; another activation is left as it is."""
     for module in tower.modules():
         activation = getattr(module, "activation_fn", None)
-        if type(activation) in GELUS:
+        if isinstance(activation, nn.Module) and type(activation) in GELUS:
             module.activation_fn = Gelu(GELUS[type(activation)])
 
 
