@@ -51,7 +51,7 @@ freeze: .venv/.installed
 
 # The peers are large, so they are installed only here.
 bench: install
-	$(PY) -m pip install --quiet --requirement requirements/bench.txt
+	$(PY) -m pip install --quiet nncf==3.4.0 openvino==2026.4.1
 	$(PY) -m bench $(BENCH)
 
 profile: install
@@ -70,7 +70,6 @@ lock:
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --output-file requirements/runtime.txt
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --extra freeze --constraints requirements/runtime.txt --output-file requirements/freeze.txt
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --extra build --extra dev --override .work/no-torch.txt --constraints requirements/runtime.txt --output-file requirements/dev.txt
-	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --extra bench --override .work/no-torch.txt --constraints requirements/dev.txt --output-file requirements/bench.txt
 
 clean:
 	rm -rf .work dist out electron_bridge/dist
