@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -95,12 +96,13 @@ def system_libraries(bundle: Path) -> Iterator[Part]:
         return
     names = {path.name for path in internal(bundle) if path.parent.name == "_internal"}
     names = {name for name in names if not name.startswith("libpython")}  # see interpreter()
+    own = {"/lib", f"/lib/{sysconfig.get_config_var('MULTIARCH')}"}  # not a cross compiler's
     packages: dict[str, list[str]] = {}
     for name in sorted(names):
         found = subprocess.run([dpkg, "--search", f"*/{name}"], capture_output=True, text=True)
         for line in found.stdout.splitlines():
             package, _, path = line.partition(": ")
-            if Path(path).parent.name in {"lib", "x86_64-linux-gnu", "aarch64-linux-gnu"}:
+            if str(Path(path).parent).removeprefix("/usr") in own:
                 packages.setdefault(package.split(":")[0], []).append(name)
     for package, libraries in packages.items():
         text = Path("/usr/share/doc") / package / "copyright"
