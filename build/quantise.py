@@ -86,11 +86,11 @@ def smooth(model: ir.Model, node: ir.Node, absorber: str | None, divisor: Array)
     assert x is not None
     for user, position in list(x.uses()):
         if user.op_type == "MatMul" and position == 0:
-            _change(model, user.inputs[1], lambda weight: weight * divisor[:, None])
+            _change(user.inputs[1], lambda weight: weight * divisor[:, None])
     if absorber is not None:
         for kind in ("weight", "bias"):  # [channels], or of a linear layer [in, channels]
             value = model.graph.initializers[f"{absorber}.{kind}"]
-            _change(model, value, lambda parameter: parameter / divisor)
+            _change(value, lambda parameter: parameter / divisor)
         return
     name = node.name.rpartition("/")[0]
     factor = _initializer(model, f"{name}.smoothing", 1 / divisor)
@@ -209,9 +209,7 @@ def _initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
     return value
 
 
-def _change(
-    model: ir.Model, value: ir.Value | None, change: Callable[[Array], NDArray[Any]]
-) -> None:
+def _change(value: ir.Value | None, change: Callable[[Array], NDArray[Any]]) -> None:
     assert value is not None
     assert value.const_value is not None
     array = np.ascontiguousarray(change(value.const_value.numpy()), np.float32)
