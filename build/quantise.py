@@ -122,7 +122,7 @@ def linear(
     assert x is not None
     assert weight is not None
     name = node.name.rpartition("/")[0]
-    values = weight.const_value.numpy()  # type: ignore[union-attr]
+    values = weight.const_value.numpy()
     found = inputs.get((x, per_token))
     if found is None:
         found = inputs[x, per_token] = _activation(model, node, x, per_token)
@@ -146,7 +146,7 @@ def weights_only(model: ir.Model, node: ir.Node, position: int, axis: int) -> No
     """Store one constant input in 8 bits. ONNX Runtime unfolds it once, while loading."""
     value = node.inputs[position]
     assert value is not None
-    integers, scale = signed(value.const_value.numpy(), axis)  # type: ignore[union-attr]
+    integers, scale = signed(value.const_value.numpy(), axis)
     name = value.name
     stored = _initializer(model, f"{name}_int8", integers)
     scales = _initializer(model, f"{name}_scale", scale)
@@ -194,7 +194,7 @@ def _before(
     made = ir.node(op, inputs, attributes=attributes, num_outputs=n, name=name)
     for number, value in enumerate(made.outputs):
         value.name = f"{name}.{number}"
-    node.graph.insert_before(node, made)  # type: ignore[union-attr]
+    node.graph.insert_before(node, made)
     return made
 
 
