@@ -45,18 +45,20 @@ def with_onnxruntime(
 
 
 def with_sidecar(
-    model: Mapping[str, Any], _: Mapping[str, str], threads: int
+    model: Mapping[str, Any], options: Mapping[str, str], threads: int
 ) -> tuple[Infer, Notes]:
-    """The session that we ship."""
-    from sidecar.session import Session
+    """The session that we ship; `options` say `kernels`, as on the sidecar's command line."""
+    from sidecar import engine, manifest
 
-    session = Session(Path(model["graph"]), threads)
+    directory = Path(model["path"])
+    described = manifest.read(directory)
+    session, kernels = engine.load(directory, described, threads, options["kernels"])
 
     def infer(pixels: Array) -> list[Array]:
         found = session.run(pixels)
         return [found[name] for name in OUTPUTS]
 
-    return infer, {}
+    return infer, {"kernels": f"{'on' if kernels.on else 'off'}: {kernels.why}"}
 
 
 def with_torch(model: Mapping[str, Any], _: Mapping[str, str], threads: int) -> tuple[Infer, Notes]:

@@ -66,7 +66,7 @@ def of_rows(rows: Sequence[Row], threads: int) -> dict[str, Any]:
 
 def of_resolutions(threads: int) -> dict[str, Any]:
     """By resolution: how far what it gives agrees with what the native resolution gives."""
-    (row,) = choose(["default"])
+    (row,) = choose(["kernels"])
     made = models.make(models.DEMO, [row.model, REFERENCE.model])
     checkpoint = Path(made[REFERENCE.model]["path"])
     shape = geometry(checkpoint)

@@ -75,6 +75,8 @@ def engines(found: Found) -> str:
     for name, row in found.items():
         if reason := row.get("missing") or row["fidelity"].get("missing"):
             lines.append(f"{TITLES[name]}: {reason}")
+        if kernels := row.get("notes", {}).get("kernels"):
+            lines.append(f"{TITLES[name]}: kernels {kernels}")
         if row.get("fidelity", {}).get("missed"):
             lines.append(f"{TITLES[name]} misses {', '.join(row['fidelity']['missed'])}.")
     faithful = [name for name, row in found.items() if row.get("fidelity", {}).get("missed") == []]

@@ -19,7 +19,7 @@ ROWS = (
     Row("seed", "seed recipe, onnxruntime", "onnxruntime", "seed"),
     Row("seed-node", "seed recipe, onnxruntime-node", "node", "seed"),
     Row("float-plain", "float, plain graph, onnxruntime", "onnxruntime", "plain"),
-    Row("float", "float recipe, sidecar", "sidecar", "float"),
+    Row("float", "float recipe, sidecar", "sidecar", "float", {"kernels": "off"}),
     Row("torch", "float, PyTorch", "torch", "checkpoint"),
     Row("openvino", "OpenVINO, NNCF int8", "openvino", "nncf"),
     Row(
@@ -43,7 +43,10 @@ ROWS = (
         "openvino-float",
         {"INFERENCE_PRECISION_HINT": "bf16"},
     ),
-    Row("default", "default recipe, sidecar", "sidecar", "default"),
+    Row(
+        "default", "default recipe, sidecar, kernels off", "sidecar", "default", {"kernels": "off"}
+    ),
+    Row("kernels", "default recipe, sidecar", "sidecar", "default", {"kernels": "auto"}),
 )
 
 
