@@ -14,7 +14,7 @@ export const python = path.join(
 );
 
 const frozen = process.env.VISION_SIDECAR;
-const program: StartOptions = frozen
+export const program: StartOptions = frozen
   ? { command: frozen }
   : { command: python, args: ['-m', 'sidecar'], cwd: repository };
 
