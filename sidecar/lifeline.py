@@ -6,10 +6,12 @@ which kills the sidecars of healthy apps.
 """
 
 import os
+import select
 import threading
 
 STDIN = 0
 POLL_S = 0.1
+INIT = 1
 ORPHANED = 0  # nobody is left to read an exit status
 
 
@@ -21,7 +23,11 @@ def mind_parent() -> None:
     and nothing reads stdin yet. Windows has no such sign, and waits for the start to end.
     """
     if os.name == "posix":
-        arguments = (os.getppid(),)
+        # Init, where it died before we could look; or an app that is a container's first process.
+        parent = os.getppid()
+        if parent == INIT and _hung_up():
+            os._exit(ORPHANED)
+        arguments = (parent,)
         threading.Thread(target=_poll, args=arguments, name="parent", daemon=True).start()
 
 
@@ -31,6 +37,13 @@ def watch() -> None:
     """
     _started.set()
     threading.Thread(target=_wait, name="lifeline", daemon=True).start()
+
+
+def _hung_up() -> bool:
+    """Whether nobody holds the other end of stdin; reads nothing."""
+    poll = select.poll()
+    poll.register(STDIN, 0)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 def _poll(parent: int) -> None:
