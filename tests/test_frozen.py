@@ -104,6 +104,15 @@ def test_it_encodes_a_page_exactly_as_the_module_does(
     assert (tmp_path / "frozen" / "ecg.heatmap.png").stat().st_size > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a signature changes the file")
+def test_its_kernels_are_those_that_were_built_here(program: Path) -> None:
+    built = ROOT / "sidecar" / "kernels" / "vision_kernels.so"
+    if not built.exists():
+        pytest.skip("no kernels were built here")
+    frozen = program.parent / "_internal" / "sidecar" / "kernels" / built.name
+    assert frozen.read_bytes() == built.read_bytes(), "freeze again: the kernels have changed"
+
+
 @posix
 def test_it_runs_for_a_user_without_home_or_rights_from_a_folder_no_one_may_write(
     installed: Path,
