@@ -30,8 +30,10 @@ namespace HWY_NAMESPACE {
 #undef VK_SERVED
 #if HWY_ARCH_X86
 #define VK_SERVED (HWY_TARGET == HWY_AVX2 || HWY_TARGET <= HWY_AVX3_DL)
+#elif HWY_TARGET == HWY_NEON_BF16 || defined(__ARM_FEATURE_DOTPROD)
+#define VK_SERVED 1
 #else
-#define VK_SERVED (defined(__ARM_FEATURE_DOTPROD) || HWY_TARGET == HWY_NEON_BF16)
+#define VK_SERVED 0
 #endif
 
 #if VK_SERVED

@@ -35,7 +35,7 @@ def build(name: str, *options: str) -> Path:
         pytest.skip(f"CMake cannot build the kernels here: {reason}")
     compile_ = ["cmake", "--build", str(work), "--target", "attention_test", "--parallel", "2"]
     built = subprocess.run(compile_, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stdout[-4000:]
+    assert built.returncode == 0, built.stderr[-4000:]
     return work / "tests" / "attention_test"
 
 
