@@ -11,7 +11,7 @@ import {
   VisionSidecar,
 } from 'electron-vision-sidecar';
 
-const page = path.join(__dirname, 'index.html');
+const page = path.join(__dirname, '..', 'index.html'); // this file runs from dist/
 
 async function main(): Promise<void> {
   const starting = VisionSidecar.start({
