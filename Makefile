@@ -36,7 +36,7 @@ demo: install
 	node examples/demo.mjs $(DEMO)
 
 test: install
-	VISION_SIDECAR=$(if $(BUNDLE),$(abspath $(BUNDLE))/vision-sidecar) $(PY) -m pytest
+	VISION_SIDECAR=$(if $(BUNDLE),$(abspath $(BUNDLE))/vision-sidecar) $(PY) -m pytest $(if $(BUNDLE),tests/sidecar tests/test_frozen.py)
 	cd electron_bridge && VISION_SIDECAR=$(if $(BUNDLE),$(abspath $(BUNDLE))/vision-sidecar) npm test --silent
 
 check: install
@@ -46,7 +46,7 @@ check: install
 	.venv/bin/lint-imports --no-cache
 	cd electron_bridge && npm run --silent check
 
-freeze: .venv/.installed
+freeze: kernels
 	$(PYTHON) packaging/freeze.py
 
 # The peers are large, so they are installed only here.
@@ -63,6 +63,7 @@ soak: install
 
 fuzz: install
 	$(PY) -m tests.fuzz
+	$(PY) -m tests.fuzz --count 20000 --seed 5 --transport stdio
 
 # Versions for every system and Python at once. torch is left out: it has its own line above.
 lock:

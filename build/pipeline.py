@@ -1,7 +1,6 @@
 """Run build steps in order. Each reads one directory and writes another; none looks back."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -43,13 +42,9 @@ def key(steps: Sequence[Step], salt: str) -> str:
 
 
 def carry(source: Path, out: Path, *names: str) -> None:
-    """Hand files on unchanged to the next step: hard links, where the file system has them."""
+    """Hand files on unchanged to the next step, as copies: onnx_ir refuses weights with links."""
     for name in names:
-        if not (source / name).exists():
-            continue
-        try:
-            os.link(source / name, out / name)
-        except OSError:
+        if (source / name).exists():
             shutil.copyfile(source / name, out / name)
 
 

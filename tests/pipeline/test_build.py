@@ -1,0 +1,175 @@
+"""The whole build on a tiny random checkpoint: against Transformers, every size and recipe."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from build.__main__ import build, main
+from build.checkpoint import locate
+from build.errors import BuildError
+from build.export import OUTPUTS
+from build.recipes import Choice
+from build.reference import VisionEncoderWrapper, load, scores
+from build.validate import Bars, Figure, hold
+from sidecar import manifest
+from sidecar.session import Session
+from tests import tiny
+
+SIZES = ((448, 448), (224, 224), (224, 448), (448, 224))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def built(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model directory for each recipe."""
+    root = tmp_path_factory.mktemp("built")
+    for recipe in ("default", "seed", "float"):
+        build(str(checkpoint), root / recipe, recipe, Choice(no_bars=True), work=root / "work")
+    return {recipe: root / recipe for recipe in ("default", "seed", "float")}
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> VisionEncoderWrapper:
+    out = tmp_path_factory.mktemp("extracted")
+    step, source = locate(str(checkpoint))
+    step(source, out)
+    return load(out, "projector")
+
+
+def pixels(batch: int, height: int, width: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(batch).normal(size=(batch, 3, height, width)).astype(np.float32)
+
+
+def session(directory: Path) -> Session:
+    return Session(directory / manifest.load(directory).graph, threads=2)
+
+
+def test_the_reference_is_what_transformers_gives_the_language_model(
+    reference: VisionEncoderWrapper,
+) -> None:
+    x = torch.from_numpy(pixels(2, 448, 448))
+    with torch.inference_mode():
+        expected = tiny.model().get_image_features(x).pooler_output
+        found = reference(x)[0]
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("size", SIZES)
+def test_one_float_graph_runs_every_size_as_the_reference_does(
+    built: dict[str, Path], reference: VisionEncoderWrapper, size: tuple[int, int], batch: int
+) -> None:
+    x = pixels(batch, *size)
+    found = session(built["float"]).run(x)
+    with torch.inference_mode():
+        outputs = reference(torch.from_numpy(x))
+    for name, expected in zip(OUTPUTS, outputs, strict=True):
+        assert found[name].shape == tuple(expected.shape)
+        assert np.abs(found[name] - expected.numpy()).max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_quantised_graph_runs_every_size_close_to_the_reference(
+    built: dict[str, Path], reference: VisionEncoderWrapper, size: tuple[int, int]
+) -> None:
+    x = pixels(3, *size)
+    found = session(built["default"]).run(x)[OUTPUTS[0]]
+    with torch.inference_mode():
+        expected = reference(torch.from_numpy(x))[0].numpy()
+    cosine = (found * expected).sum(-1) / (
+        np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
+    )
+    assert cosine.min() > 0.99
+
+
+def test_the_seed_recipe_knows_the_native_size_only(built: dict[str, Path]) -> None:
+    assert manifest.load(built["seed"]).resolutions == (448,)
+    assert manifest.load(built["default"]).resolutions == (224, 448)
+    assert manifest.load(built["seed"]).projection == "linear"
+
+
+def test_building_again_gives_the_same_bytes(
+    built: dict[str, Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    for recipe in ("default", "seed"):
+        build(str(checkpoint), tmp_path / recipe, recipe, Choice(no_bars=True), work=tmp_path / "w")
+        again, first = manifest.load(tmp_path / recipe), manifest.load(built[recipe])
+        assert again.files == first.files
+
+
+def test_a_second_build_of_the_same_is_known_to_be_up_to_date(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    for _ in range(2):
+        build(
+            str(checkpoint),
+            tmp_path / "out",
+            "float",
+            Choice(no_bars=True),
+            work=tmp_path / "work",
+            tell=told.append,
+        )
+    assert told[-1].endswith("is up to date")
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_bar_out_of_reach_stops_the_build_with_image_output_and_distance(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(checkpoint), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    assert main([*arguments, "--no-bars", "--recipe", "float"]) == 0
+    before = manifest.load(tmp_path / "out").digest
+    assert main([*arguments, "--recipe", "float", "--bar", "heatmap_r_min=1.5"]) == 1
+    said = capsys.readouterr().err
+    assert "heatmap_r_min of at least 1.5" in said
+    assert "below): attention_scores is worst for" in said
+    assert manifest.load(tmp_path / "out").digest == before
+
+
+def test_bars_of_none_hold_nothing_back() -> None:
+    figures = {name: Figure(-1.0, "pooled_embedding", "moon.png") for name in vars(Bars())}
+    hold(Bars(), figures, 448)
+    with pytest.raises(BuildError, match=r"kendall_tau of at least 0\.5 at 448 .* moon\.png"):
+        hold(Bars(kendall_tau=0.5), figures, 448)
+
+
+def test_a_directory_that_is_not_a_model_is_never_replaced(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert main([str(checkpoint), "--out", str(tmp_path)]) == 1
+    assert "not a model directory" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_model_directory_with_a_file_of_someone_else_is_kept(
+    built: dict[str, Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(built["float"], tmp_path / "out")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(BuildError, match=r"notes\.txt"):
+        build(str(checkpoint), out, "float", work=tmp_path / "work")
+
+
+def test_equal_norms_give_scores_of_zero() -> None:
+    assert scores(torch.ones(2, 256, 8)).eq(0).all()
+
+
+def test_the_report_has_every_figure_at_both_sizes(built: dict[str, Path]) -> None:
+    report = json.loads((built["default"] / "report.json").read_text())
+    assert report["resolutions"].keys() == {"224", "448"}
+    for figures in report["resolutions"].values():
+        assert figures.keys() == vars(Bars()).keys()
+    assert len(set(report["images"])) >= 16
+    assert report["bytes"]["model"] < report["bytes"]["float"]
+    assert {"checkpoint", "export", "quantise", "validate"} <= report["seconds"].keys()
