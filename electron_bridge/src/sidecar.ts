@@ -199,7 +199,9 @@ export class VisionSidecar extends EventEmitter<SidecarEvents> implements AsyncD
       await sidecar.start();
       return sidecar;
     } catch (error) {
-      throw signal?.aborted ? cancelled(signal) : error;
+      if (!signal?.aborted) throw error;
+      await sidecar.close(); // what we leave behind is no process
+      throw cancelled(signal);
     } finally {
       signal?.removeEventListener('abort', abort);
     }
