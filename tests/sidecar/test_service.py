@@ -59,11 +59,12 @@ class Puppet:
         try:
             while not self.finish.wait(0.0005):
                 run.check()
+            run.check()  # one that was cancelled leaves the word to finish to the next
+            self.finish.clear()
             if self.failure is not None:
                 raise self.failure
             return Encoding({"pooled_embedding": np.zeros(1, np.float32)}, (224, 224), 1, 1.0, 1.0)
         finally:
-            self.finish.clear()
             self.working.clear()
 
 
