@@ -80,7 +80,12 @@ def place(made: Path, out: Path, key: str) -> None:
         (fresh / REPORT).write_text(json.dumps(report | {KEY: key}, indent=2) + "\n", "utf-8")
         if out.exists():
             out.rename(old)
-        fresh.rename(out)
+        try:
+            fresh.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from build.__main__ import build, main
+from build.__main__ import build, main, place
 from build.checkpoint import locate
 from build.errors import BuildError
 from build.export import OUTPUTS
@@ -173,3 +173,23 @@ def test_the_report_has_every_figure_at_both_sizes(built: dict[str, Path]) -> No
     assert len(set(report["images"])) >= 16
     assert report["bytes"]["model"] < report["bytes"]["float"]
     assert {"checkpoint", "export", "quantise", "validate"} <= report["seconds"].keys()
+
+
+def test_a_model_that_cannot_be_put_in_place_leaves_the_old_one_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, out = tmp_path / "made", tmp_path / "out"
+    for directory, text in ((made, "{}"), (out, '{"old": 1}')):
+        directory.mkdir()
+        (directory / "report.json").write_text(text)
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError("the antivirus holds it")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="antivirus"):
+        place(made, out, "key")
+    assert (out / "report.json").read_text() == '{"old": 1}'
