@@ -7,9 +7,9 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #undef HWY_TARGET_INCLUDE
@@ -18,23 +18,9 @@
 #include "hwy/highway.h"
 #include "products-inl.h"
 
-#if HWY_ARCH_X86
-#include <cpuid.h>
-#endif
-
 HWY_BEFORE_NAMESPACE();
 namespace vision_kernels {
 namespace HWY_NAMESPACE {
-
-// Highway compiles for the CPU's oldest instruction set as well: that is not worth our while.
-#undef VK_SERVED
-#if HWY_ARCH_X86
-#define VK_SERVED (HWY_TARGET == HWY_AVX2 || HWY_TARGET <= HWY_AVX3_DL)
-#elif defined(VISION_KERNELS_TEST_NEON)  // right, but how fast was never measured
-#define VK_SERVED 1
-#else
-#define VK_SERVED 0
-#endif
 
 #if VK_SERVED
 
@@ -42,53 +28,9 @@ constexpr size_t kBlockKeys = 64;      // values share a scale within a block: l
 constexpr size_t kBlockQueries = 120;  // a multiple of kRows; their sums stay in the L2 cache
 constexpr size_t kBlockVectors = kBlockKeys / kLanes;
 constexpr size_t kPanelKeys = kTileVectors * kLanes;
-constexpr size_t kCacheLine = 64;
-constexpr float kSmallest = 1e-35f;  // what is smaller counts as this, so that no inverse overflows
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 static_assert(kBlockQueries % kRows == 0 && kBlockKeys % kPanelKeys == 0, "tiles fill their blocks");
-
-// Deals out consecutive, aligned parts of one piece of memory; from null, just adds them up.
-class Carver {
- public:
-  explicit Carver(void* memory) : next_(reinterpret_cast<uintptr_t>(memory)) {}
-
-  template <class T>
-  T* Take(size_t count) {
-    next_ = hwy::RoundUpTo(next_, kCacheLine);
-    T* const taken = reinterpret_cast<T*>(next_);
-    next_ += count * sizeof(T);
-    return taken;
-  }
-
- private:
-  uintptr_t next_;
-};
-
-// How numbers of at most `largest` become integers of at most `limit`.
-struct Quantiser {
-  Quantiser(float largest, float limit)
-      : step(std::max(largest, kSmallest) / limit), inverse(limit / std::max(largest, kSmallest)) {}
-  float step;     // what one unit is worth
-  float inverse;  // units per 1.0
-};
-
-static HWY_INLINE Float LoadUpTo(const float* from, size_t count) {
-  return count >= kLanes ? hn::LoadU(Floats(), from) : hn::LoadN(Floats(), from, count);
-}
-
-// Keeps the lowest byte of each integer, which must fit into it.
-template <class T>
-HWY_INLINE hn::Vec<hn::Rebind<T, Ints>> ToBytes(Int integers) {
-  const hn::RebindToUnsigned<Ints> bits;
-  const hn::Rebind<uint8_t, Ints> bytes;
-  return hn::BitCast(hn::Rebind<T, Ints>(), hn::TruncateTo(bytes, hn::BitCast(bits, integers)));
-}
-
-template <class T>
-HWY_INLINE void StoreBytes(Int integers, T* to) {
-  hn::StoreU(ToBytes<T>(integers), hn::Rebind<T, Ints>(), to);
-}
 
 // `Product` is the instruction, of products-inl.h.
 template <class Product>
@@ -392,12 +334,15 @@ class FlashAttention {
     const Floats floats;
     const Float factor = hn::Set(floats, step);
     const Float offset = hn::Set(floats, std::log2(Product::kLeftLimit) - highest);
-    Int sum = hn::Zero(Ints());
     for (size_t v = 0; v < kBlockVectors; ++v) {
       const Float score = hn::Load(floats, scores + v * kLanes);
-      const Int integers = Nearest(Exp2(hn::MulAdd(score, factor, offset)));
-      StoreBytes(integers, to + v * kLanes);
-      sum = hn::Add(sum, integers);
+      StoreBytes(NearestExp2(hn::MulAdd(score, factor, offset)), to + v * kLanes);
+    }
+    const Int ones = hn::Set(Ints(), 0x01010101);  // as a group: 1, 1, 1, 1
+    Int sum = hn::Zero(Ints());
+    for (size_t key = 0; key < kBlockKeys; key += kLanes * kGroup) {
+      const Int groups = hn::Load(Ints(), reinterpret_cast<const int32_t*>(to + key));
+      sum = Product::Add(sum, groups, ones);
     }
     return static_cast<float>(hn::ReduceSum(Ints(), sum));
   }
@@ -456,25 +401,14 @@ class FlashAttention {
   size_t workspace_bytes_;
 };
 
-// Each worker takes the next task until none is left, so that a slow core holds nobody up.
-template <class Task>
-void Share(size_t tasks, size_t workers, const Parallel& parallel, const Wanted& wanted,
-           const Task& task) {
-  std::atomic<size_t> next{0};
-  parallel(std::min(workers, tasks), [&](size_t worker) {
-    for (size_t i = next++; i < tasks && wanted(); i = next++) task(i, worker);
-  });
-}
-
 template <class Product>
 void Run(const AttentionShape& shape, const AttentionTensors& tensors, void* workspace,
-         size_t workers, const Parallel& parallel, const Wanted& wanted) {
-  FlashAttention<Product> attention(shape, tensors, workspace, workers);
+         const Crew& crew) {
+  FlashAttention<Product> attention(shape, tensors, workspace, crew.workers);
   const size_t heads = shape.batch * shape.heads;
-  Share(heads, workers, parallel, wanted,
-        [&](size_t head, size_t worker) { attention.Pack(head, worker); });
+  crew.Share(heads, [&](size_t head, size_t worker) { attention.Pack(head, worker); });
   const size_t blocks = hwy::DivCeil(shape.tokens, kBlockQueries);
-  Share(heads * blocks, workers, parallel, wanted, [&](size_t task, size_t worker) {
+  crew.Share(heads * blocks, [&](size_t task, size_t worker) {
     attention.Attend(task / blocks, task % blocks, worker);
   });
 }
@@ -485,32 +419,18 @@ size_t Workspace(const AttentionShape& shape, size_t workers) {
 }
 
 template <class Product>
-AttentionVariant Variant(const char* name) {
-  return {name, &Workspace<Product>, &Run<Product>};
+AttentionVariant Variant() {
+  return {NameOf<Product>(), &Workspace<Product>, &Run<Product>};
 }
-
-#if HWY_TARGET == HWY_AVX2
-bool HasVnni() {
-  uint32_t eax, ebx, ecx, edx;
-#ifdef VISION_KERNELS_TEST_VNNI
-  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_AVX512VNNI) != 0;
-#else
-  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & bit_AVXVNNI) != 0;
-#endif
-}
-#endif
 
 #endif  // VK_SERVED
 
-std::vector<AttentionVariant> VariantsOfTarget() {
+std::vector<AttentionVariant> AttentionVariantsOfTarget() {
   std::vector<AttentionVariant> variants;
 #if VK_SERVED
-  const char* const name = hwy::TargetName(HWY_TARGET);
+  if (HasDot()) variants.push_back(Variant<Dot>());
 #if HWY_TARGET == HWY_AVX2
-  if (HasVnni()) variants.push_back(Variant<Dot>("AVX2 and VNNI"));
-  variants.push_back(Variant<Pairs>(name));
-#else
-  variants.push_back(Variant<Dot>(name));
+  variants.push_back(Variant<Pairs>());
 #endif
 #endif
   return variants;
@@ -523,10 +443,10 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace vision_kernels {
 
-HWY_EXPORT(VariantsOfTarget);
+HWY_EXPORT(AttentionVariantsOfTarget);
 
 std::vector<AttentionVariant> AttentionVariants() {
-  return HWY_DYNAMIC_DISPATCH(VariantsOfTarget)();
+  return HWY_DYNAMIC_DISPATCH(AttentionVariantsOfTarget)();
 }
 
 }  // namespace vision_kernels

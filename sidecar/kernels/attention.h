@@ -5,8 +5,9 @@
 #define VISION_SIDECAR_KERNELS_ATTENTION_H_
 
 #include <cstddef>
-#include <functional>
 #include <vector>
+
+#include "sharing.h"
 
 namespace vision_kernels {
 
@@ -28,12 +29,6 @@ struct AttentionTensors {
   float* result;
 };
 
-// Calls task(0) … task(count - 1), several at a time if it can, and returns when all have.
-using Parallel = std::function<void(size_t count, const std::function<void(size_t)>& task)>;
-
-// Whether the result is still wanted; asked before each task, from any thread.
-using Wanted = std::function<bool()>;
-
 // One way to compute attention on this CPU.
 struct AttentionVariant {
   const char* name;  // the instruction set's, such as "AVX3_ZEN4"
@@ -46,7 +41,7 @@ struct AttentionVariant {
   // The workspace may have any alignment and content. No task is left running, nothing is kept.
   // Once it is no longer wanted, the result is left unfinished.
   void (*run)(const AttentionShape& shape, const AttentionTensors& tensors, void* workspace,
-              size_t workers, const Parallel& parallel, const Wanted& wanted);
+              const Crew& crew);
 };
 
 // The ways that this CPU can take, the best first. Empty where onnxruntime's own operator is faster.

@@ -1,4 +1,5 @@
-// The inner loop that every matrix product here shares, and the instructions that it can use.
+// What the operators share for one instruction set: the inner loop of every matrix product, the
+// instructions that it can use, and how numbers become small integers.
 //
 // Compiled once per instruction set by Highway's foreach_target. A vector register holds kLanes sums
 // of 32 bits. One instruction multiplies, for each of these lanes, a group of four neighbouring small
@@ -11,11 +12,26 @@
 #define VISION_SIDECAR_KERNELS_PRODUCTS_INL_H_
 #endif
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 
 #include "hwy/highway.h"
+
+#if HWY_ARCH_X86
+#include <cpuid.h>
+#endif
+
+// Highway compiles for the CPU's oldest instruction set as well: that is not worth our while.
+#undef VK_SERVED
+#if HWY_ARCH_X86
+#define VK_SERVED (HWY_TARGET == HWY_AVX2 || HWY_TARGET <= HWY_AVX3_DL)
+#elif defined(VISION_KERNELS_TEST_NEON)  // right, but how fast was never measured
+#define VK_SERVED 1
+#else
+#define VK_SERVED 0
+#endif
 
 // The tests may run the code for AVX-VNNI with the same instruction's encoding for AVX512-VNNI.
 #ifdef VISION_KERNELS_TEST_VNNI
@@ -36,6 +52,8 @@ namespace vision_kernels {
 namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
+
+#if VK_SERVED
 
 using Floats = hn::ScalableTag<float>;
 using Ints = hn::ScalableTag<int32_t>;
@@ -62,10 +80,12 @@ struct Dot {
   using Left = uint8_t;
   static constexpr float kLeftLimit = 255.0f;  // of one that is never negative
   static constexpr int32_t kLeftShift = 128;   // added to one of either sign
+  static constexpr int32_t kLeftLowest = 0;    // of all that a left factor can be
 #else
   using Left = int8_t;
   static constexpr float kLeftLimit = 127.0f;
   static constexpr int32_t kLeftShift = 0;
+  static constexpr int32_t kLeftLowest = -128;
 #endif
 
   static HWY_INLINE Int Add(Int sum, Int left, Int right) {
@@ -84,6 +104,27 @@ struct Dot {
 #endif
   }
 };
+
+// Whether this CPU, which has this instruction set, can do `Dot`.
+static bool HasDot() {
+#if HWY_TARGET == HWY_AVX2
+  uint32_t eax, ebx, ecx, edx;
+#ifdef VISION_KERNELS_TEST_VNNI
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_AVX512VNNI) != 0;
+#else
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & bit_AVXVNNI) != 0;
+#endif
+#else
+  return true;
+#endif
+}
+
+// What people may call the instruction set with this product.
+template <class Product>
+const char* NameOf() {
+  const bool beside = HWY_TARGET == HWY_AVX2 && std::is_same<Product, Dot>();
+  return beside ? "AVX2 and VNNI" : hwy::TargetName(HWY_TARGET);
+}
 
 #if HWY_TARGET == HWY_AVX2
 // Without VNNI, AVX2 adds pairs of products in 16 bits: right factors have 7 bits, so that they fit.
@@ -146,21 +187,52 @@ HWY_NOINLINE void MultiplyTile(const typename Product::Left* left, size_t left_s
   }
 }
 
-// Splits `vectors` into panels as even as can be, none wider than kTileVectors, and calls
-// use(width as a type, first vector) for each: a last narrow panel would leave the CPU waiting.
+// `vectors` are split into panels as even as can be, none wider than kTileVectors: a last narrow one
+// would leave the CPU waiting. Calls use(width as a type, first vector) for one of them.
+template <class Use>
+HWY_INLINE void WithPanel(size_t vectors, size_t panel, const Use& use) {
+  const size_t panels = hwy::DivCeil(vectors, kTileVectors);
+  const size_t first = panel * vectors / panels;
+  const size_t width = (panel + 1) * vectors / panels - first;
+  if (width == 1) use(std::integral_constant<size_t, 1>(), first);
+  if (width == 2) use(std::integral_constant<size_t, 2>(), first);
+  if constexpr (kTileVectors > 2) {
+    if (width == 3) use(std::integral_constant<size_t, 3>(), first);
+    if (width == 4) use(std::integral_constant<size_t, 4>(), first);
+  }
+}
+
 template <class Use>
 HWY_INLINE void ForEachPanel(size_t vectors, const Use& use) {
   const size_t panels = hwy::DivCeil(vectors, kTileVectors);
-  for (size_t panel = 0; panel < panels; ++panel) {
-    const size_t first = panel * vectors / panels;
-    const size_t width = (panel + 1) * vectors / panels - first;
-    if (width == 1) use(std::integral_constant<size_t, 1>(), first);
-    if (width == 2) use(std::integral_constant<size_t, 2>(), first);
-    if constexpr (kTileVectors > 2) {
-      if (width == 3) use(std::integral_constant<size_t, 3>(), first);
-      if (width == 4) use(std::integral_constant<size_t, 4>(), first);
-    }
-  }
+  for (size_t panel = 0; panel < panels; ++panel) WithPanel(vectors, panel, use);
+}
+
+static HWY_INLINE Float LoadUpTo(const float* from, size_t count) {
+  return count >= kLanes ? hn::LoadU(Floats(), from) : hn::LoadN(Floats(), from, count);
+}
+
+constexpr float kSmallest = 1e-35f;  // what is smaller counts as this, so that no inverse overflows
+
+// How numbers of at most `largest` become integers of at most `limit`.
+struct Quantiser {
+  Quantiser(float largest, float limit)
+      : step(std::max(largest, kSmallest) / limit), inverse(limit / std::max(largest, kSmallest)) {}
+  float step;     // what one unit is worth
+  float inverse;  // units per 1.0
+};
+
+// Keeps the lowest byte of each integer, which must fit into it.
+template <class T>
+HWY_INLINE hn::Vec<hn::Rebind<T, Ints>> ToBytes(Int integers) {
+  const hn::RebindToUnsigned<Ints> bits;
+  const hn::Rebind<uint8_t, Ints> bytes;
+  return hn::BitCast(hn::Rebind<T, Ints>(), hn::TruncateTo(bytes, hn::BitCast(bits, integers)));
+}
+
+template <class T>
+HWY_INLINE void StoreBytes(Int integers, T* to) {
+  hn::StoreU(ToBytes<T>(integers), hn::Rebind<T, Ints>(), to);
 }
 
 // Adding this to a float below 2^22 leaves no bits for a fraction: what remains is rounded to the
@@ -172,24 +244,52 @@ static HWY_INLINE Int Nearest(Float x) {
   return hn::Sub(hn::BitCast(Ints(), hn::Add(x, rounder)), hn::BitCast(Ints(), rounder));
 }
 
-// 2 to the power of x, to one part in 9000: 8 bits cannot tell. Exact for integers. Below -120 it is
-// as if x were -120; x is at most 100.
-static HWY_INLINE Float Exp2(Float x) {
+// 2 to the power of x, by the polynomial 1 + c0 f + c1 f^2 + … of its fraction f, which is between
+// -0.5 and 0.5. Exact for integers. Below -120 it is as if x were -120; x is at most 100.
+template <size_t kDegree>
+HWY_INLINE Float Exp2By(const float (&coefficients)[kDegree], Float x) {
   const Floats floats;
   const Ints ints;
   const Float rounder = hn::Set(floats, kRounder);
   x = hn::Max(x, hn::Set(floats, -120.0f));
   const Float rounded = hn::Add(x, rounder);
-  const Float fraction = hn::Sub(x, hn::Sub(rounded, rounder));  // -0.5 … 0.5
-  // The cubic polynomial through 1 with the least relative error there.
-  Float power = hn::Set(floats, 0.0550081702f);
-  power = hn::MulAdd(power, fraction, hn::Set(floats, 0.242210272f));
-  power = hn::MulAdd(power, fraction, hn::Set(floats, 0.693282932f));
+  const Float fraction = hn::Sub(x, hn::Sub(rounded, rounder));
+  Float power = hn::Set(floats, coefficients[kDegree - 1]);
+  for (size_t i = kDegree - 1; i-- > 0;) {
+    power = hn::MulAdd(power, fraction, hn::Set(floats, coefficients[i]));
+  }
   power = hn::MulAdd(power, fraction, hn::Set(floats, 1.0f));
   // The integer is added to the exponent, which begins at bit 23.
   const Int exponent = hn::ShiftLeft<23>(hn::BitCast(ints, rounded));
   return hn::BitCast(floats, hn::Add(hn::BitCast(ints, power), exponent));
 }
+
+// The coefficients have the least relative error: one part in 9000, which 8 bits cannot tell.
+static HWY_INLINE Float Exp2(Float x) {
+  return Exp2By({0.693282927f, 0.24221096f, 0.055008931f}, x);
+}
+
+// To the nearest integer, or off by one where that is a close call. Minus infinity gives zero.
+static HWY_INLINE Int NearestExp2(Float x) {
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  // AVX512 has instructions that Highway does not know: the fraction, times two to the rest, rounded.
+  const Floats floats;
+  const Float fraction{_mm512_reduce_ps(x.raw, _MM_FROUND_TO_NEG_INF)};
+  Float power = hn::MulAdd(hn::Set(floats, 0.0770670425f), fraction, hn::Set(floats, 0.22764499f));
+  power = hn::MulAdd(power, fraction, hn::Set(floats, 0.695116787f));
+  power = hn::MulAdd(power, fraction, hn::Set(floats, 1.0f));
+  return Int{_mm512_cvtps_epi32(_mm512_scalef_ps(power.raw, x.raw))};
+#else
+  return Nearest(Exp2(x));
+#endif
+}
+
+// One part in ten million.
+static HWY_INLINE Float FineExp2(Float x) {
+  return Exp2By({0.693146978f, 0.240222421f, 0.0555073374f, 0.00967151265f, 0.00132647272f}, x);
+}
+
+#endif  // VK_SERVED
 
 }  // namespace HWY_NAMESPACE
 }  // namespace vision_kernels

@@ -1,7 +1,6 @@
 // Attention against a float64 reference, with every instruction set and format of this machine.
 //
-// Prints a line per variant and a sentence per failure; exits 1 if there was one. With an argument,
-// only instruction sets of that name are tested, and having none of it is a failure.
+// Prints a line per variant and a sentence per failure.
 
 #include <algorithm>
 #include <cfloat>
@@ -10,13 +9,10 @@
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <random>
-#include <set>
-#include <string>
 #include <vector>
 
 #include "attention.h"
-#include "hwy/targets.h"
+#include "variants.h"
 
 namespace {
 
@@ -26,15 +22,6 @@ using vision_kernels::AttentionVariant;
 struct Inputs {
   std::vector<float> queries, keys, values;
 };
-
-using Random = std::mt19937;
-
-std::vector<float> Gaussian(size_t count, float deviation, Random& random) {
-  std::normal_distribution<float> normal(0.0f, deviation);
-  std::vector<float> numbers(count);
-  for (float& number : numbers) number = normal(random);
-  return numbers;
-}
 
 size_t Count(const AttentionShape& shape) {
   return shape.batch * shape.tokens * shape.heads * shape.width;
@@ -68,7 +55,6 @@ std::vector<double> Reference(const AttentionShape& shape, const Inputs& in) {
   return result;
 }
 
-// Runs on plain threads' behalf: tasks out of order, so that none can rely on another's.
 std::vector<float> Compute(const AttentionVariant& variant, const AttentionShape& shape,
                            const Inputs& in, size_t workers, size_t misalignment) {
   std::vector<float> result(Count(shape), std::numeric_limits<float>::quiet_NaN());
@@ -77,11 +63,7 @@ std::vector<float> Compute(const AttentionVariant& variant, const AttentionShape
   const std::unique_ptr<unsigned char[]> workspace(new unsigned char[bytes + misalignment]);
   memset(workspace.get(), 0xFF, bytes + misalignment);  // as floats: NaN
   variant.run(shape, {in.queries.data(), in.keys.data(), in.values.data(), result.data()},
-              workspace.get() + misalignment, workers,
-              [](size_t count, const std::function<void(size_t)>& task) {
-                for (size_t i = count; i-- > 0;) task(i);
-              },
-              [] { return true; });
+              workspace.get() + misalignment, {workers, Backwards, Always});
   return result;
 }
 
@@ -239,22 +221,5 @@ int Check(const AttentionVariant& variant) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const char* const wanted = argc > 1 ? argv[1] : nullptr;
-  int failures = 0;
-  bool found = false;
-  std::set<std::string> checked;
-  const int64_t supported = hwy::SupportedTargets();
-  for (int64_t rest = supported; rest != 0; rest &= rest - 1) {
-    const int64_t target = rest & -rest;
-    if (wanted != nullptr && strcmp(wanted, hwy::TargetName(target)) != 0) continue;
-    hwy::SetSupportedTargetsForTest(target);
-    hwy::GetChosenTarget().Update(target);
-    for (const AttentionVariant& variant : vision_kernels::AttentionVariants()) {
-      found = true;
-      // Sets that are not compiled for fall back to one that is.
-      if (checked.insert(variant.name).second) failures += Check(variant);
-    }
-  }
-  if (wanted != nullptr && !found) printf("no variant for %s on this machine\n", wanted);
-  return failures != 0 || (wanted != nullptr && !found) ? 1 : 0;
+  return CheckVariants(argc, argv, vision_kernels::AttentionVariants, Check);
 }

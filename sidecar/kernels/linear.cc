@@ -1,0 +1,303 @@
+// Linear layers over 8-bit integers: a strip of the weights is laid out for the CPU, then meets one
+// handful of tokens after another.
+//
+// docs/kernels.md explains the steps. This file knows how the layer is blocked; products-inl.h knows
+// how numbers are multiplied; neither knows ONNX Runtime.
+
+#include "linear.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "linear.cc"
+#include "hwy/foreach_target.h"  // compiles this file once per instruction set, up to HWY_ONCE
+#include "hwy/highway.h"
+#include "products-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace vision_kernels {
+namespace HWY_NAMESPACE {
+
+#if VK_SERVED
+
+constexpr size_t kTokensAtOnce = 64;     // of one task that quantises
+constexpr size_t kFewestTokens = 256;    // that are worth laying a strip of weights out for
+constexpr size_t kTasksPerWorker = 8;    // so that no core waits long for the last task
+
+template <class Product>
+void QuantiseToken(size_t inputs, const float* numbers, const float* factors, uint8_t* to,
+                   TokenScale& scale) {
+  const Floats floats;
+  const auto load = [&](size_t i) HWY_ATTR {
+    const Float number = LoadUpTo(numbers + i, inputs - i);
+    return factors == nullptr ? number : hn::Mul(number, LoadUpTo(factors + i, inputs - i));
+  };
+  // What is loaded beyond the end is zero. So zero always counts as one of the numbers.
+  Float low = hn::Zero(floats), high = low;
+  for (size_t i = 0; i < inputs; i += kLanes) {
+    const Float number = load(i);
+    low = hn::Min(low, number);
+    high = hn::Max(high, number);
+  }
+  const float lowest = hn::ReduceMin(floats, low);
+  const Quantiser quantiser(hn::ReduceMax(floats, high) - lowest, 255.0f);
+  scale.step = quantiser.step;
+  scale.lowest = lowest - quantiser.step * Product::kLeftLowest;
+  const Float offset = hn::Set(floats, lowest);
+  const Float inverse = hn::Set(floats, quantiser.inverse);
+  const Int first = hn::Set(Ints(), Product::kLeftLowest);
+  const auto bytes = [&](size_t i) HWY_ATTR {
+    const Int integers = Nearest(hn::Mul(hn::Sub(load(i), offset), inverse));
+    return ToBytes<uint8_t>(hn::Add(integers, first));
+  };
+  const hn::Rebind<uint8_t, Ints> lanes;
+  const size_t end = TokenBytes(inputs);
+  for (size_t i = 0; i < end; i += kLanes) {
+    if (i + kLanes <= end) {
+      hn::StoreU(bytes(i), lanes, to + i);
+    } else {
+      hn::StoreN(bytes(i), lanes, to + i, end - i);
+    }
+  }
+}
+
+template <class Product>
+void Quantise(size_t tokens, size_t inputs, const float* numbers, const float* factors,
+              uint8_t* integers, TokenScale* scales, const Crew& crew) {
+  crew.Share(hwy::DivCeil(tokens, kTokensAtOnce), [&](size_t task, size_t) {
+    const size_t end = std::min(tokens, (task + 1) * kTokensAtOnce);
+    for (size_t token = task * kTokensAtOnce; token < end; ++token) {
+      QuantiseToken<Product>(inputs, numbers + token * inputs, factors,
+                             integers + token * TokenBytes(inputs), scales[token]);
+    }
+  });
+}
+
+// To one part in four million.
+static HWY_INLINE Float Gelu(Float x) {
+  // Abramowitz and Stegun 7.1.26: erf of a number that is not negative, to 1.5e-7.
+  const Floats floats;
+  const Float z = hn::Mul(hn::Abs(x), hn::Set(floats, 0.70710678f));
+  const Float one = hn::Set(floats, 1.0f);
+  const Float t = hn::Div(one, hn::MulAdd(z, hn::Set(floats, 0.3275911f), one));
+  Float sum = hn::Set(floats, 1.061405429f);
+  for (const float coefficient : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) {
+    sum = hn::MulAdd(sum, t, hn::Set(floats, coefficient));
+  }
+  const Float log2_e = hn::Set(floats, -1.44269504f);
+  const Float rest = hn::Mul(hn::Mul(sum, t), FineExp2(hn::Mul(hn::Mul(z, z), log2_e)));
+  // x * (1 + erf) / 2 with erf = 1 - rest above zero, rest - 1 below it.
+  const Float half = hn::Mul(x, hn::Set(floats, 0.5f));
+  return hn::Add(hn::Max(x, hn::Zero(floats)), hn::Neg(hn::Mul(hn::Abs(half), rest)));
+}
+
+static HWY_INLINE Float FastGelu(Float x) {
+  // x * (1 + tanh u) / 2 = x / (1 + exp(-2 u)), where u = sqrt(2 / pi) * (x + 0.044715 x^3)
+  const Floats floats;
+  const Float square = hn::Mul(x, x);
+  const Float inner = hn::MulAdd(square, hn::Set(floats, 0.044715f), hn::Set(floats, 1.0f));
+  const Float exponent = hn::Mul(hn::Mul(x, inner), hn::Set(floats, -2.30220820f));
+  const Float power = FineExp2(hn::Min(exponent, hn::Set(floats, 100.0f)));
+  return hn::Div(x, hn::Add(power, hn::Set(floats, 1.0f)));
+}
+
+template <class Function>
+HWY_NOINLINE void Apply(float* numbers, size_t count, const Function& function) {
+  const Floats floats;
+  for (size_t i = 0; i < count; i += kLanes) {
+    const Float result = function(LoadUpTo(numbers + i, count - i));
+    hn::StoreN(result, floats, numbers + i, count - i);
+  }
+}
+
+template <class Product>
+class Layer {
+  using Left = typename Product::Left;
+
+ public:
+  Layer(const LinearShape& shape, const LinearTensors& tensors, Activation activation,
+        void* workspace, size_t workers)
+      : shape_(shape),
+        tensors_(tensors),
+        activation_(activation),
+        groups_(TokenBytes(shape.inputs) / kGroup),
+        vectors_(hwy::DivCeil(shape.outputs, kLanes)),
+        desks_(Carver(workspace).Take<uint8_t>(0)) {
+    const size_t most = hwy::DivCeil(shape.tokens, kFewestTokens);
+    const size_t wanted = hwy::DivCeil(kTasksPerWorker * workers, panels());
+    stretches_ = std::max<size_t>(1, std::min(most, wanted));
+  }
+
+  size_t workspace_bytes(size_t workers) const { return workers * DeskBytes() + kCacheLine; }
+
+  // Each panel of outputs meets each stretch of tokens.
+  size_t tasks() const { return panels() * stretches_; }
+
+  void Multiply(size_t task, size_t worker) const {
+    // Neighbouring tasks share their panel's weights, which the outer caches hold meanwhile.
+    const size_t stretch = task % stretches_;
+    const size_t begin = shape_.tokens * stretch / stretches_;
+    const size_t end = shape_.tokens * (stretch + 1) / stretches_;
+    const Desk desk(*this, worker);
+    WithPanel(vectors_, task / stretches_, [&](auto vectors, size_t first) HWY_ATTR {
+      Lay<vectors>(first * kLanes, desk);
+      for (size_t token = begin; token < end; token += kRows) {
+        MultiplyTokens<vectors>(token, std::min(kRows, end - token), first * kLanes, desk);
+      }
+    });
+  }
+
+ private:
+  static constexpr size_t kPanel = kTileVectors * kLanes;
+
+  // The memory of one worker, for one panel at a time.
+  struct Desk {
+    Desk(const Layer& layer, size_t worker)
+        : Desk(layer, layer.desks_ + worker * layer.DeskBytes()) {}
+    Desk(const Layer& layer, uint8_t* memory) {
+      Carver carver(memory);
+      panel = carver.Take<int8_t>(layer.groups_ * kPanel * kGroup);
+      steps = carver.Take<float>(kPanel);
+      sums = carver.Take<float>(kPanel);
+      bias = carver.Take<float>(kPanel);
+      tokens = carver.Take<Left>(kRows * layer.groups_ * kGroup);
+      end = carver.Take<uint8_t>(0);
+    }
+
+    int8_t* panel;  // weights, as MultiplyTile wants them
+    float* steps;   // of each output
+    float* sums;    // of each output's weights
+    float* bias;
+    Left* tokens;  // the last few, filled up
+    uint8_t* end;
+  };
+
+  size_t panels() const { return hwy::DivCeil(vectors_, kTileVectors); }
+  size_t DeskBytes() const { return reinterpret_cast<uintptr_t>(Desk(*this, nullptr).end); }
+
+  // A group holds four neighbouring inputs' weights of one output. What lies beyond the weights is 0.
+  template <size_t kVectors>
+  void Lay(size_t output, const Desk& desk) const {
+    const hn::Rebind<int8_t, Ints> bytes;
+    Int sums[kVectors];
+    for (Int& sum : sums) sum = hn::Zero(Ints());
+    int8_t* to = desk.panel;
+    for (size_t input = 0; input < groups_ * kGroup; input += kGroup) {
+      for (size_t v = 0; v < kVectors; ++v, to += kLanes * kGroup) {
+        const size_t at = output + v * kLanes;
+        const auto load = [&](size_t i) HWY_ATTR {
+          if (input + i >= shape_.inputs) return hn::Zero(bytes);
+          const int8_t* const from = tensors_.weights + (input + i) * shape_.outputs + at;
+          return at + kLanes <= shape_.outputs ? hn::LoadU(bytes, from)
+                                               : hn::LoadN(bytes, from, shape_.outputs - at);
+        };
+        const auto w0 = load(0), w1 = load(1), w2 = load(2), w3 = load(3);
+        hn::StoreInterleaved4(w0, w1, w2, w3, bytes, to);
+        for (const auto& w : {w0, w1, w2, w3}) sums[v] = hn::Add(sums[v], hn::PromoteTo(Ints(), w));
+      }
+    }
+    const Floats floats;
+    for (size_t v = 0; v < kVectors; ++v) {
+      const size_t at = output + v * kLanes;
+      const size_t count = shape_.outputs - at;
+      const Float step = LoadUpTo(tensors_.weight_steps + at, count);
+      const Float bias =
+          tensors_.bias == nullptr ? hn::Zero(floats) : LoadUpTo(tensors_.bias + at, count);
+      hn::Store(step, floats, desk.steps + v * kLanes);
+      hn::Store(hn::Mul(hn::ConvertTo(floats, sums[v]), step), floats, desk.sums + v * kLanes);
+      hn::Store(bias, floats, desk.bias + v * kLanes);
+    }
+  }
+
+  // `count` tokens, at most kRows, from `token` on.
+  template <size_t kVectors>
+  void MultiplyTokens(size_t token, size_t count, size_t output, const Desk& desk) const {
+    const Floats floats;
+    const size_t stride = groups_ * kGroup;
+    const Left* left = reinterpret_cast<const Left*>(tensors_.integers) + token * stride;
+    if (count < kRows) {
+      for (size_t row = 0; row < kRows; ++row) {
+        memcpy(desk.tokens + row * stride, left + std::min(row, count - 1) * stride, stride);
+      }
+      left = desk.tokens;
+    }
+    const TokenScale* const scales = tensors_.scales + token;
+    float* const result = tensors_.result + token * shape_.outputs + output;
+    const size_t width = std::min(kVectors * kLanes, shape_.outputs - output);
+    MultiplyTile<Product, kVectors>(
+        left, stride, desk.panel, groups_, [](size_t) HWY_ATTR { return hn::Zero(Ints()); },
+        [=](size_t r, size_t v, Int sum) HWY_ATTR {
+          if (r >= count) return;
+          const Float start = hn::MulAdd(hn::Set(floats, scales[r].lowest),
+                                         hn::Load(floats, desk.sums + v * kLanes),
+                                         hn::Load(floats, desk.bias + v * kLanes));
+          const Float product =
+              hn::Mul(hn::ConvertTo(floats, sum), hn::Load(floats, desk.steps + v * kLanes));
+          const Float number = hn::MulAdd(product, hn::Set(floats, scales[r].step), start);
+          float* const to = result + r * shape_.outputs + v * kLanes;
+          if ((v + 1) * kLanes <= width) {
+            hn::StoreU(number, floats, to);
+          } else {
+            hn::StoreN(number, floats, to, width - v * kLanes);
+          }
+        });
+    if (activation_ == Activation::kNone) return;
+    for (size_t r = 0; r < count; ++r) {  // they are still in the innermost cache
+      float* const row = result + r * shape_.outputs;
+      if (activation_ == Activation::kGelu) Apply(row, width, [](Float x) HWY_ATTR { return Gelu(x); });
+      else Apply(row, width, [](Float x) HWY_ATTR { return FastGelu(x); });
+    }
+  }
+
+  const LinearShape shape_;
+  const LinearTensors tensors_;
+  const Activation activation_;
+  const size_t groups_;   // of a token
+  const size_t vectors_;  // of outputs
+  uint8_t* const desks_;  // one per worker
+  size_t stretches_;      // that the tokens are cut into, for a task each
+};
+
+template <class Product>
+void Multiply(const LinearShape& shape, const LinearTensors& tensors, Activation activation,
+              void* workspace, const Crew& crew) {
+  const Layer<Product> layer(shape, tensors, activation, workspace, crew.workers);
+  crew.Share(layer.tasks(), [&](size_t task, size_t worker) { layer.Multiply(task, worker); });
+}
+
+template <class Product>
+size_t Workspace(const LinearShape& shape, size_t workers) {
+  return Layer<Product>(shape, {}, Activation::kNone, nullptr, workers).workspace_bytes(workers);
+}
+
+#endif  // VK_SERVED
+
+// Plain AVX2 is left out: onnxruntime's own product, of 16 bits there, is no slower.
+std::vector<LinearVariant> LinearVariantsOfTarget() {
+  std::vector<LinearVariant> variants;
+#if VK_SERVED
+  if (HasDot()) {
+    variants.push_back({NameOf<Dot>(), &Quantise<Dot>, &Workspace<Dot>, &Multiply<Dot>});
+  }
+#endif
+  return variants;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace vision_kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace vision_kernels {
+
+HWY_EXPORT(LinearVariantsOfTarget);
+
+std::vector<LinearVariant> LinearVariants() {
+  return HWY_DYNAMIC_DISPATCH(LinearVariantsOfTarget)();
+}
+
+}  // namespace vision_kernels
+#endif

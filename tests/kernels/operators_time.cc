@@ -1,0 +1,118 @@
+// Times every variant of attention and of the linear layers that this machine has, interleaved.
+//
+//   operators_time [tokens [rounds]]
+//
+// One thread, and its own time: what other programs take from this machine is not counted. The sizes
+// are those of MedGemma's vision tower.
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <ctime>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "attention.h"
+#include "hwy/targets.h"
+#include "linear.h"
+
+namespace {
+
+using namespace vision_kernels;
+
+constexpr size_t kHeads = 16, kWidth = 72, kHidden = kHeads * kWidth, kWide = 4304;
+
+std::map<std::string, std::vector<double>> times;  // seconds, by what was done
+std::map<std::string, double> operations;          // a product counts two
+
+template <class Task>
+void Time(const std::string& name, double products, const Task& task) {
+  const clock_t begin = clock();
+  task();
+  times[name].push_back(static_cast<double>(clock() - begin) / CLOCKS_PER_SEC);
+  operations[name] = 2 * products;
+}
+
+void Serial(size_t count, const std::function<void(size_t)>& task) {
+  for (size_t i = 0; i < count; ++i) task(i);
+}
+
+bool Wanted() { return true; }
+
+void TimeAttention(size_t tokens, const std::vector<float>& numbers, std::vector<float>& result) {
+  const AttentionShape shape{1, tokens, kHeads, kWidth, 0.118f};
+  const float* const from = numbers.data();
+  for (const AttentionVariant& variant : AttentionVariants()) {
+    std::vector<char> workspace(variant.workspace(shape, 1));
+    const AttentionTensors tensors{from, from + 1000, from + 2000, result.data()};
+    const double products = 2.0 * static_cast<double>(tokens * tokens) * kHidden;
+    Time("attention, " + std::string(variant.name), products, [&] {
+      variant.run(shape, tensors, workspace.data(), {1, Serial, Wanted});
+    });
+  }
+}
+
+void TimeLinear(size_t tokens, const std::vector<float>& numbers, std::vector<float>& result) {
+  const struct {
+    const char* name;
+    size_t inputs, outputs;
+    Activation activation;
+  } layers[] = {{"q, k, v or out", kHidden, kHidden, Activation::kNone},
+                {"fc1 with GELU", kHidden, kWide, Activation::kFastGelu},
+                {"fc2", kWide, kHidden, Activation::kNone}};
+  std::vector<int8_t> weights(kHidden * kWide);
+  for (size_t i = 0; i < weights.size(); ++i) weights[i] = static_cast<int8_t>(i * 7919 % 255 - 127);
+  const std::vector<float> steps(kWide, 0.001f);
+  std::vector<uint8_t> integers(tokens * kWide);
+  std::vector<TokenScale> scales(tokens);
+  for (const LinearVariant& variant : LinearVariants()) {
+    for (const auto& layer : layers) {
+      const std::string name = std::string(layer.name) + ", " + variant.name;
+      const LinearShape shape{tokens, layer.inputs, layer.outputs};
+      Time("bytes for " + name, 0, [&] {
+        variant.quantise(tokens, layer.inputs, numbers.data(), nullptr, integers.data(),
+                         scales.data(), {1, Serial, Wanted});
+      });
+      std::vector<char> workspace(variant.workspace(shape, 1));
+      const double products =
+          static_cast<double>(tokens) * static_cast<double>(layer.inputs * layer.outputs);
+      Time(name, products, [&] {
+        variant.multiply(shape,
+                         {integers.data(), scales.data(), weights.data(), steps.data(),
+                          steps.data(), result.data()},
+                         layer.activation, workspace.data(), {1, Serial, Wanted});
+      });
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const auto argument = [&](int i, size_t fallback) {
+    return argc > i ? static_cast<size_t>(atol(argv[i])) : fallback;
+  };
+  const size_t tokens = argument(1, 4096), rounds = argument(2, 7);
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  std::vector<float> numbers(tokens * kWide), result(tokens * kWide);
+  for (float& number : numbers) number = normal(random);
+
+  for (size_t round = 0; round < rounds; ++round) {
+    for (int64_t rest = hwy::SupportedTargets(); rest != 0; rest &= rest - 1) {
+      hwy::GetChosenTarget().Update(rest & -rest);
+      TimeAttention(tokens, numbers, result);
+      TimeLinear(tokens, numbers, result);
+    }
+  }
+  printf("%zu tokens, %zu rounds: median ms of CPU time (fastest to slowest), operations a second\n",
+         tokens, rounds);
+  for (auto& [name, seconds] : times) {
+    std::sort(seconds.begin(), seconds.end());
+    const double median = seconds[seconds.size() / 2];
+    printf("%-40s %8.1f (%.1f to %.1f) %6.2f T\n", name.c_str(), 1e3 * median,
+           1e3 * seconds.front(), 1e3 * seconds.back(), operations[name] / median / 1e12);
+  }
+}
