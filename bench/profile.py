@@ -25,6 +25,7 @@ from onnx import TensorProto, helper
 
 from bench.figures import number, table
 from bench.machine import describe
+from build.kernels import best_graph
 from sidecar import manifest, manners
 from sidecar.session import KERNELS, onnxruntime
 
@@ -74,7 +75,7 @@ def peak(operator: str, threads: int) -> float:
 def profile(directory: Path, threads: int, kernels: bool) -> tuple[dict[str, float], float]:
     """Seconds by operator, and of a whole run (median) without the profiler's own cost."""
     described = manifest.read(directory)
-    graph = directory / (described.kernels_graph if kernels else described.graph)
+    graph = best_graph(directory)[0] if kernels else directory / described.graph
     feed = {"pixel_values": np.zeros((1, 3, SIDE, SIDE), np.float32)}
     session = _session(str(graph), threads, kernels)
     session.run(None, feed)
@@ -101,7 +102,7 @@ def main() -> int:
     made = json.loads(_output("bench.models", str(asked.layers), "default"))["default"]
     directory = Path(made["path"])
     described = manifest.read(directory)
-    kernels = asked.kernels == "auto" and bool(described.kernels_graph) and KERNELS.exists()
+    kernels = asked.kernels == "auto" and bool(described.kernels) and KERNELS.exists()
     operators, whole = profile(directory, asked.threads, kernels)
     spent = sum(operators.values())
     machine = describe(asked.threads)

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from build.checkpoint import SOURCE
-from build.kernels import GOLDEN, KERNELS_GRAPH, plain_graph
+from build.kernels import GOLDEN, KERNELS_GRAPHS, plain_graph
 from build.pipeline import carry, times
 from build.reference import Projection, geometry
 from build.validate import REPORT
@@ -25,7 +25,7 @@ class Package:
 
     def __call__(self, source: Path, out: Path) -> None:
         graph = plain_graph(source)
-        optional = (f"{graph.name}.data", KERNELS_GRAPH, GOLDEN)
+        optional = (f"{graph.name}.data", *KERNELS_GRAPHS, GOLDEN)
         names = [graph.name, *(name for name in optional if (source / name).exists())]
         carry(source, out, *names)
         shape = geometry(source)
@@ -43,7 +43,11 @@ class Package:
             resolutions=shape.resolutions if self.dynamic else (shape.native,),
             normalisation=shape.normalisation,
             files=manifest.describe(out, names),
-            kernels_graph=KERNELS_GRAPH if KERNELS_GRAPH in names else "",
+            kernels=tuple(
+                manifest.KernelsGraph(name, operators)
+                for name, operators in KERNELS_GRAPHS.items()
+                if name in names
+            ),
             golden=GOLDEN if GOLDEN in names else "",
             tools=tools(),
         )

@@ -15,11 +15,11 @@ from build import images
 from build.checkpoint import PREPROCESSOR, SOURCE
 from build.errors import BuildError
 from build.export import FLOAT_BYTES, OUTPUTS
-from build.kernels import GOLDEN, KERNELS_GRAPH, plain_graph
+from build.kernels import GOLDEN, KERNELS_GRAPHS, best_graph, plain_graph
 from build.pipeline import carry
 from build.reference import Projection, geometry, load
 from build.tower import CONFIG
-from sidecar.session import KernelsMissing, Session, kernels_variant, saturates
+from sidecar.session import KernelsMissing, Session, saturates
 
 REPORT = "report.json"
 CLEAR = 0.005  # a nearest neighbour this much nearer than the runner-up must stay the nearest
@@ -65,13 +65,11 @@ class Validate:
         shape = geometry(source)
         encoder = load(source, self.projection)
         sessions = {"plain": Session(graph)}
-        kernels = "the recipe has none"
-        if (source / KERNELS_GRAPH).exists():
-            try:
-                kernels = kernels_variant()
-                sessions["kernels"] = Session(source / KERNELS_GRAPH, kernels=True)
-            except KernelsMissing as error:
-                kernels = str(error)
+        try:
+            with_kernels, kernels = best_graph(source)
+            sessions["kernels"] = Session(with_kernels, kernels=True)
+        except KernelsMissing as error:
+            kernels = str(error)
         loaded = {name: images.bundled(name) for name in self.images}
         sides = [shape.native]
         if self.dynamic and shape.native % (2 * shape.step) == 0:
@@ -107,7 +105,7 @@ class Validate:
             for side, figures in figures_by_side.items():
                 hold(self.bars, figures, side)
         (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-        carry(source, out, graph.name, data.name, KERNELS_GRAPH, GOLDEN)
+        carry(source, out, graph.name, data.name, *KERNELS_GRAPHS, GOLDEN)
         carry(source, out, CONFIG, PREPROCESSOR, SOURCE)
 
 

@@ -1,7 +1,7 @@
-"""Which graph is run: the one with our own operators where they prove themselves, else the plain.
+"""Which graph is run: one with our own operators where they prove themselves, else the plain.
 
-Both share their weights. The model directory holds what the plain one made of a golden input, and
-the other must make the same of it, on this very CPU, before it is trusted with an image.
+They share their weights. The model directory holds what the plain one made of a golden input, and
+another must make the same of it, on this very CPU, before it is trusted with an image.
 """
 
 from dataclasses import dataclass
@@ -31,26 +31,29 @@ def load(
 ) -> tuple[Session, Kernels]:
     """Load one of the graphs; `kernels` is auto or off. Raises ModelInvalid."""
     if kernels == "off":
-        state = Kernels(False, "they were switched off with --kernels off.")
-    elif not described.kernels_graph:
-        state = Kernels(False, "the model directory has no graph for them.")
+        why = "they were switched off with --kernels off."
     else:
-        try:
-            variant = kernels_variant()
-            session = Session(model / described.kernels_graph, threads, kernels=True)
-        except KernelsMissing as error:
-            state = Kernels(False, str(error))
-        except ModelInvalid:
-            state = Kernels(False, "onnxruntime does not load the graph for them.")
-        else:
+        why = "the model directory has no graph for them."
+        for candidate in described.kernels:
+            try:
+                variant = kernels_variant(candidate.operators)
+                session = Session(model / candidate.graph, threads, kernels=True)
+            except KernelsMissing as error:
+                why = str(error)
+                continue
+            except ModelInvalid:
+                why = "onnxruntime does not load the graph for them."
+                continue
             misses = check(session, described, model)
             if not misses:
                 return session, Kernels(
-                    True, f"this CPU has {variant}, and the golden input came out as recorded."
+                    True,
+                    f"this CPU has {variant} for {' and '.join(candidate.operators)}, and the "
+                    "golden input came out as recorded.",
                 )
-            del session  # its memory goes before the plain graph takes as much
-            state = Kernels(False, f"the golden input did not come out as recorded: {misses}.")
-    return Session(model / described.graph, threads), state
+            del session  # its memory goes before the next graph takes as much
+            why = f"the golden input did not come out as recorded: {misses}."
+    return Session(model / described.graph, threads), Kernels(False, why)
 
 
 def check(session: Session, described: Manifest, model: Path) -> str:

@@ -43,6 +43,14 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelsGraph:
+    """The same model, over the same weights, with operators of ours: the kinds that it has."""
+
+    graph: str
+    operators: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """`resolutions` are the side lengths, in pixels, that height and width may each take."""
 
@@ -59,8 +67,8 @@ class Manifest:
     normalisation: Normalisation
     files: Mapping[str, File]
     tools: Mapping[str, str] = field(default_factory=dict)
-    kernels_graph: str = ""  # the same model with operators of ours, where the recipe has them
-    golden: str = ""  # what the plain graph made of the golden input, to prove the other one by
+    kernels: tuple[KernelsGraph, ...] = ()  # the fastest first; where the recipe has them
+    golden: str = ""  # what the plain graph made of the golden input, to prove the others by
     format: int = FORMAT
     digest: str = ""  # SHA-256 of manifest.json itself, hence of the whole model; set by `read`
 
@@ -176,7 +184,10 @@ def _parse(fields: dict[str, Any], digest: str) -> Manifest:
                 str(name): File(int(file["bytes"]), str(file["sha256"]))
                 for name, file in fields["files"].items()
             },
-            kernels_graph=str(fields.get("kernels_graph", "")),
+            kernels=tuple(
+                KernelsGraph(str(entry["graph"]), tuple(str(name) for name in entry["operators"]))
+                for entry in fields["kernels"]
+            ),
             golden=str(fields.get("golden", "")),
             tools={str(name): str(version) for name, version in fields["tools"].items()},
             digest=digest,
@@ -200,9 +211,8 @@ def _check(manifest: Manifest) -> None:
             raise ModelInvalid(f"{NAME} has no proper size and SHA-256 for {name}. {REBUILD}")
     if manifest.graph not in manifest.files:
         raise ModelInvalid(f"{NAME} names the graph {manifest.graph} but not its size. {REBUILD}")
-    if manifest.kernels_graph and not {manifest.kernels_graph, manifest.golden} <= {
-        *manifest.files
-    }:
+    beside = {entry.graph for entry in manifest.kernels} | ({manifest.golden} - {""})
+    if not beside <= {*manifest.files} or (manifest.kernels and not manifest.golden):
         raise ModelInvalid(f"{NAME} names kernels or a golden record without a size. {REBUILD}")
     step = GRID * manifest.patch_size
     sides = manifest.resolutions

@@ -8,6 +8,7 @@ import ctypes
 import itertools
 import os
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -117,11 +118,17 @@ class Session:
         return dict(zip(OUTPUTS, arrays, strict=True))
 
 
-def kernels_variant() -> str:
-    """The instruction set that our own operators would use on this CPU. Raises KernelsMissing."""
-    variant: bytes = _library().vision_kernels_variant()
-    if not variant:
-        raise KernelsMissing("this CPU has no instructions with which they would be faster.")
+def kernels_variant(operators: Iterable[str]) -> str:
+    """The instruction set with which these operators of ours would run on this CPU.
+
+    Raises KernelsMissing where one of them would not.
+    """
+    library = _library()
+    variant = b""
+    for operator in operators:
+        variant = library.vision_kernels_variant(operator.encode())
+        if not variant:
+            raise KernelsMissing(f"this CPU has no instructions that make {operator} faster.")
     return variant.decode()
 
 
@@ -130,6 +137,7 @@ def _library() -> ctypes.CDLL:
         raise KernelsMissing("they were not built for this machine.")
     try:
         library = ctypes.CDLL(str(KERNELS))
+        library.vision_kernels_variant.argtypes = [ctypes.c_char_p]
         library.vision_kernels_variant.restype = ctypes.c_char_p
         for function in (library.vision_kernels_begin, library.vision_kernels_end):
             function.argtypes, function.restype = (ctypes.c_uint64,), None

@@ -379,8 +379,9 @@ const char* NameOfBest(const std::vector<Variant>& variants) {
 // With which instruction set an operator would compute on this CPU; empty if it does not serve it.
 VK_PUBLIC const char* vision_kernels_variant(const char* name) {
   using namespace vision_kernels;
-  return strcmp(name, AttentionKernel::kName) == 0 ? NameOfBest(AttentionVariants())
-                                                   : NameOfBest(LinearVariants());
+  if (strcmp(name, AttentionKernel::kName) == 0) return NameOfBest(AttentionVariants());
+  if (strcmp(name, LinearKernel::kName) == 0) return NameOfBest(LinearVariants());
+  return "";
 }
 
 // From now on, what is computed belongs to this run. Any number but the last one's, below 2^64 - 1.

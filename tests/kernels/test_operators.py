@@ -1,6 +1,7 @@
 """Our operators inside onnxruntime, and the sidecar's choice between the two graphs."""
 
 import ctypes
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +14,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from sidecar import engine, manifest, session
-from sidecar.manifest import Manifest
+from sidecar.manifest import KernelsGraph, Manifest
 from sidecar.session import KernelsMissing
 from tests import stand_in
 
-KERNELS = "vision.sidecar", "Attention"
+DOMAIN = "vision.sidecar"
+KERNELS = DOMAIN, "Attention"
 PLAIN = "com.microsoft", "MultiHeadAttention"
 MODEL = "vision_encoder_kernels.onnx"
 
@@ -25,7 +27,7 @@ MODEL = "vision_encoder_kernels.onnx"
 @pytest.fixture(scope="module", autouse=True)
 def _served() -> None:
     try:
-        session.kernels_variant()
+        session.kernels_variant(["Attention"])
     except KernelsMissing as error:
         pytest.skip(str(error))
 
@@ -41,8 +43,11 @@ def one_node(
         helper.make_tensor_value_info(x, TensorProto.FLOAT, ["batch", "tokens", f"width of {x}"])
         for x in ("q", "k", "v", "result")
     ]
+    return load_nodes(helper.make_graph([node], "one node", names[:3], names[3:]), domain)
+
+
+def load_nodes(graph: onnx.GraphProto, domain: str) -> onnxruntime.InferenceSession:
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid(domain, 1)]
-    graph = helper.make_graph([node], "one node", names[:3], names[3:])
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -116,6 +121,87 @@ def test_a_run_is_ended_in_the_midst_of_an_operator_and_the_next_one_is_not() ->
     attention.run(None, inputs(1, 4, 8 * 64))
 
 
+def layer(
+    inputs: int, outputs: int, factors: bool = False, activation: str = "none"
+) -> onnxruntime.InferenceSession:
+    """QuantiseTokens and Linear, one after the other."""
+    optional = ["factors"] if factors else []
+    quantise = helper.make_node(
+        "QuantiseTokens", ["x", *optional], ["integers", "scales"], domain=DOMAIN
+    )
+    linear = helper.make_node(
+        "Linear",
+        ["integers", "scales", "weights", "steps", *(["bias"] if factors else [])],
+        ["result"],
+        domain=DOMAIN,
+        activation=activation,
+    )
+    wanted = {
+        "x": (TensorProto.FLOAT, ["batch", "tokens", inputs]),
+        "factors": (TensorProto.FLOAT, ["any"]),
+        "weights": (TensorProto.INT8, ["rows", outputs]),
+        "steps": (TensorProto.FLOAT, ["columns"]),
+        "bias": (TensorProto.FLOAT, ["columns"]),
+    }
+    used = {*quantise.input, *linear.input}
+    values = [
+        helper.make_tensor_value_info(name, *what) for name, what in wanted.items() if name in used
+    ]
+    result = helper.make_tensor_value_info("result", TensorProto.FLOAT, None)
+    graph = helper.make_graph([quantise, linear], "layer", values, [result])
+    return load_nodes(graph, DOMAIN)
+
+
+def layer_inputs(*shape: int, outputs: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(shape)
+    return {
+        "x": random.normal(size=shape).astype(np.float32),
+        "factors": random.uniform(0.5, 2, shape[-1]).astype(np.float32),
+        "weights": random.integers(-127, 128, (shape[-1], outputs)).astype(np.int8),
+        "steps": random.uniform(0.001, 0.01, outputs).astype(np.float32),
+        "bias": random.normal(size=outputs).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 130, 66), (1, 256, 1152), (3, 7, 33)], ids=str)
+def test_a_layer_is_as_exact_as_8_bits_for_each_token_allow(shape: tuple[int, int, int]) -> None:
+    arrays = layer_inputs(*shape, outputs=70)
+    [found] = layer(shape[-1], 70, factors=True).run(None, arrays)
+    x = (arrays["x"] * arrays["factors"]).astype(np.float64)
+    expected = x @ arrays["weights"] * arrays["steps"] + arrays["bias"]
+    assert found.shape == (*shape[:2], 70)
+    token = np.maximum(x.max(-1, keepdims=True), 0) - np.minimum(x.min(-1, keepdims=True), 0)
+    reach = np.abs(arrays["weights"].astype(float)).sum(0) * arrays["steps"]
+    assert (np.abs(found - expected) <= 0.51 / 255 * token * reach + 1e-4).all()
+
+
+def test_no_token_gives_no_result_and_no_crash() -> None:
+    arrays = layer_inputs(0, 4, 8, outputs=6)
+    del arrays["factors"], arrays["bias"]
+    assert layer(8, 6).run(None, arrays)[0].shape == (0, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "sentence"),
+    [
+        pytest.param("weights", np.zeros((9, 6), np.int8), "to match", id="more weights"),
+        pytest.param("factors", np.ones(7, np.float32), "factor per input", id="fewer factors"),
+        pytest.param("steps", np.ones(5, np.float32), "one step and one bias", id="fewer steps"),
+        pytest.param("bias", np.ones(7, np.float32), "one step and one bias", id="more biases"),
+    ],
+)
+def test_what_a_layer_cannot_do_is_said_in_a_sentence(
+    name: str, array: np.ndarray, sentence: str
+) -> None:
+    with pytest.raises(Exception, match=sentence):
+        layer(8, 6, factors=True).run(None, {**layer_inputs(1, 4, 8, outputs=6), name: array})
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    with pytest.raises(Exception, match="none, Gelu or FastGelu"):
+        layer(8, 6, activation="Relu")
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """The stand-in, with a second graph that runs its pixels through our attention."""
@@ -124,14 +210,14 @@ def model(tmp_path: Path) -> Path:
     plain = directory / described.graph
     graph = onnx.load(plain)
     node = helper.make_node(
-        "Attention", ["rows", "rows", "rows"], ["seen"], domain=KERNELS[0], num_heads=1, scale=1e3
+        "Attention", ["rows", "rows", "rows"], ["seen"], domain=DOMAIN, num_heads=1, scale=1e3
     )
     # Sharp enough for each token to see those that are like it.
     position = next(i for i, n in enumerate(graph.graph.node) if "rows" in n.input)
     graph.graph.node.insert(position, node)
     for user in graph.graph.node[position + 1 :]:
         user.input[:] = ["seen" if name == "rows" else name for name in user.input]
-    graph.opset_import.append(helper.make_opsetid(KERNELS[0], 1))
+    graph.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     onnx.save(graph, directory / MODEL)
     golden = session.Session(directory / MODEL, kernels=True)
     engine.record(golden, min(described.resolutions), directory / "golden.npz")
@@ -142,7 +228,8 @@ def model(tmp_path: Path) -> Path:
 def _describe(directory: Path, described: Manifest) -> None:
     names = [described.graph, MODEL, "golden.npz"]
     files = manifest.describe(directory, names)
-    written = replace(described, files=files, kernels_graph=MODEL, golden="golden.npz")
+    kernels = (KernelsGraph(MODEL, ("Attention",)),)
+    written = replace(described, files=files, kernels=kernels, golden="golden.npz")
     manifest.write(written, directory)
 
 
@@ -153,7 +240,18 @@ def load(model: Path, kernels: str = "auto") -> engine.Kernels:
 def test_the_kernels_are_used_where_the_golden_input_comes_out_as_recorded(model: Path) -> None:
     state = load(model)
     assert state.on
-    assert session.kernels_variant() in state.why
+    assert session.kernels_variant(["Attention"]) in state.why
+
+
+def test_where_the_first_graph_fails_the_next_one_is_tried(model: Path) -> None:
+    shutil.copyfile(model / MODEL, model / "better.onnx")
+    described = manifest.read(model)
+    unknown = KernelsGraph("better.onnx", ("Attention", "Clairvoyance"))
+    broken = KernelsGraph("golden.npz", ("Attention",))
+    described = replace(described, kernels=(unknown, broken, *described.kernels))
+    state = engine.load(model, described, 1)[1]
+    assert state.on
+    assert "Clairvoyance" not in state.why
 
 
 def test_kernels_off_takes_the_plain_graph(model: Path) -> None:

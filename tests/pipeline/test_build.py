@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -13,11 +15,12 @@ from build.__main__ import build, main, place
 from build.checkpoint import locate
 from build.errors import BuildError
 from build.export import OUTPUTS
+from build.kernels import KERNELS_GRAPHS
 from build.recipes import Choice
 from build.reference import VisionEncoderWrapper, load, scores
 from build.validate import Bars, Figure, hold
 from sidecar import manifest
-from sidecar.session import Session
+from sidecar.session import KernelsMissing, Session, kernels_variant
 from tests import tiny
 
 SIZES = ((448, 448), (224, 224), (224, 448), (448, 224))
@@ -89,6 +92,38 @@ def test_the_quantised_graph_runs_every_size_close_to_the_reference(
         np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
     )
     assert cosine.min() > 0.99
+
+
+@pytest.mark.parametrize("name", KERNELS_GRAPHS)
+def test_graphs_with_operators_of_ours_give_what_the_plain_one_gives(
+    built: dict[str, Path], name: str
+) -> None:
+    try:
+        kernels_variant(KERNELS_GRAPHS[name])
+    except KernelsMissing as error:
+        pytest.skip(str(error))
+    ours, plain = Session(built["default"] / name, 2, kernels=True), session(built["default"])
+    for height, width in SIZES:
+        x = pixels(2, height, width)
+        found, expected = (s.run(x)[OUTPUTS[0]] for s in (ours, plain))
+        cosine = (found * expected).sum(-1) / (
+            np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
+        )
+        assert cosine.min() > 0.99
+
+
+def test_every_integer_product_and_attention_becomes_an_operator_of_ours(
+    built: dict[str, Path],
+) -> None:
+    kinds = {
+        name: Counter(node.op_type for node in ir.load(built["default"] / name).graph)
+        for name in ("vision_encoder_quant.onnx", *KERNELS_GRAPHS)
+    }
+    plain, linear, attention = kinds.values()
+    assert linear["Linear"] == attention["MatMulInteger"] == plain["MatMulInteger"] > 0
+    assert linear["Attention"] == attention["Attention"] == plain["MultiHeadAttention"] > 0
+    left = ("MatMulInteger", "DynamicQuantizeLinear", "MultiHeadAttention", "FastGelu")
+    assert not any(linear[kind] for kind in left)
 
 
 def test_the_seed_recipe_knows_the_native_size_only(built: dict[str, Path]) -> None:
