@@ -334,15 +334,12 @@ class FlashAttention {
     const Floats floats;
     const Float factor = hn::Set(floats, step);
     const Float offset = hn::Set(floats, std::log2(Product::kLeftLimit) - highest);
+    Int sum = hn::Zero(Ints());
     for (size_t v = 0; v < kBlockVectors; ++v) {
       const Float score = hn::Load(floats, scores + v * kLanes);
-      StoreBytes(NearestExp2(hn::MulAdd(score, factor, offset)), to + v * kLanes);
-    }
-    const Int ones = hn::Set(Ints(), 0x01010101);  // as a group: 1, 1, 1, 1
-    Int sum = hn::Zero(Ints());
-    for (size_t key = 0; key < kBlockKeys; key += kLanes * kGroup) {
-      const Int groups = hn::Load(Ints(), reinterpret_cast<const int32_t*>(to + key));
-      sum = Product::Add(sum, groups, ones);
+      const Int integers = NearestExp2(hn::MulAdd(score, factor, offset));
+      StoreBytes(integers, to + v * kLanes);
+      sum = hn::Add(sum, integers);
     }
     return static_cast<float>(hn::ReduceSum(Ints(), sum));
   }
