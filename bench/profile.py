@@ -2,8 +2,8 @@
 
     python -m bench.profile [--layers N] [--kernels auto|off]
 
-Peaks are measured in the same run: onnxruntime's own largest products, float and 8-bit, on the same
-threads.
+The peak is measured in the same run and on as many threads: the 8-bit instructions that our kernels
+use, on registers alone. Where there are none, it is onnxruntime's own largest product of bytes.
 """
 
 import argparse
@@ -13,6 +13,8 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -27,11 +29,14 @@ from bench.figures import number, table
 from bench.machine import describe
 from build.kernels import best_graph
 from sidecar import manifest, manners
-from sidecar.session import KERNELS, onnxruntime
+from sidecar.session import KERNELS, KernelsMissing, kernels_peak, kernels_variant, onnxruntime
 
 ROOT = Path(__file__).parents[1]
 SIDE, RUNS = 896, 3
-PEAK_SIDE = 2048  # of the square products that peaks are measured with
+PEAK_SIDE = 2048  # of the square product of onnxruntime's
+SMALLEST = 0.005  # of the time; operators that take less are summed up
+LINEAR = ("Linear", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger")
+ATTENTION = ("Attention", "MultiHeadAttention")
 
 
 def by_operator(events: Iterable[Mapping[str, Any]], runs: int) -> dict[str, float]:
@@ -43,6 +48,34 @@ def by_operator(events: Iterable[Mapping[str, Any]], runs: int) -> dict[str, flo
     return {name: spent / 1e6 / runs for name, spent in total.most_common()}
 
 
+@dataclass(frozen=True)
+class Share:
+    """Of the peak: what one part of the work reaches, and what it would save at the peak itself."""
+
+    name: str
+    operations: float  # a product counts two
+    seconds: float
+    peak: float  # operations a second
+
+    def row(self) -> list[str]:
+        rate = self.operations / self.seconds
+        saved = self.seconds - self.operations / self.peak
+        tera = (self.operations / 1e12, self.seconds, rate / 1e12)
+        return [self.name, *(number(x, 3) for x in tera), f"{rate / self.peak:.0%}", number(saved)]
+
+
+def shares(
+    operators: Mapping[str, float], whole: float, linear: float, attention: float, peak: float
+) -> list[Share]:
+    """Of the linear layers and attention, whoever computes them, and of the whole run."""
+    parts = (("linear layers", LINEAR, linear), ("attention", ATTENTION, attention))
+    found = [
+        Share(title, work, sum(operators.get(name, 0) for name in names), peak)
+        for title, names, work in parts
+    ]
+    return [*found, Share("the whole run", linear + attention, whole, peak)]
+
+
 def work(layers: int, tokens: int, hidden: int, wide: int) -> tuple[float, float]:
     """Operations of all linear layers and of all attention in one image; a product counts two."""
     linear = 2.0 * tokens * (4 * hidden**2 + 2 * hidden * wide)
@@ -50,25 +83,36 @@ def work(layers: int, tokens: int, hidden: int, wide: int) -> tuple[float, float
     return layers * linear, layers * attention
 
 
-def peak(operator: str, threads: int) -> float:
-    """Operations a second of onnxruntime's `MatMul` (float) or `MatMulInteger` (u8 × s8)."""  # noqa: RUF002
-    integer = operator == "MatMulInteger"
-    kinds = (np.uint8, np.int8) if integer else (np.float32, np.float32)
+def peak(threads: int) -> tuple[float, str]:
+    """Operations a second at most, and of what."""
+    try:
+        variant = kernels_variant(["Linear"])
+    except KernelsMissing:
+        return largest_product(threads), "onnxruntime's MatMulInteger"
+    rounds, times = 30_000_000, []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(5):
+            begun = perf_counter()
+            done = sum(pool.map(kernels_peak, [rounds] * threads))
+            times.append((perf_counter() - begun) / done)
+    return 1 / min(times), f"{variant} on registers"
+
+
+def largest_product(threads: int) -> float:
+    """Operations a second of onnxruntime's `MatMulInteger`, uint8 with int8."""
     shape = [PEAK_SIDE, PEAK_SIDE]
     random = np.random.default_rng(0)
-    b = onnx.numpy_helper.from_array(random.integers(-9, 9, shape).astype(kinds[1]), "b")
-    kind = TensorProto.UINT8 if integer else TensorProto.FLOAT
-    result = TensorProto.INT32 if integer else TensorProto.FLOAT
+    b = onnx.numpy_helper.from_array(random.integers(-9, 9, shape).astype(np.int8), "b")
     graph = helper.make_graph(
-        [helper.make_node(operator, ["a", "b"], ["y"])],
+        [helper.make_node("MatMulInteger", ["a", "b"], ["y"])],
         "peak",
-        [helper.make_tensor_value_info("a", kind, shape)],
-        [helper.make_tensor_value_info("y", result, shape)],
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, shape)],
         [b],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     session = _session(model.SerializeToString(), threads)
-    a = random.integers(0, 9, shape).astype(kinds[0])
+    a = random.integers(0, 9, shape).astype(np.uint8)
     return 2.0 * PEAK_SIDE**3 / _best(lambda: session.run(None, {"a": a}))
 
 
@@ -112,14 +156,18 @@ def main() -> int:
     rows = [
         [name, number(seconds, 3), number(100 * seconds / spent, 1)]
         for name, seconds in operators.items()
+        if seconds >= SMALLEST * spent
     ]
+    small = [seconds for seconds in operators.values() if seconds < SMALLEST * spent]
+    rows.append(
+        [f"{len(small)} others", number(sum(small), 3), number(100 * sum(small) / spent, 1)]
+    )
     print(table(("operator", "s", "%"), rows))
+    most, of = peak(asked.threads)
+    print(f"\npeak: {most / 1e12:.2f} T operations a second, measured with {of}")
     linear, attention = work(asked.layers, (SIDE // 14) ** 2, 1152, 4304)
-    for name, title in (("MatMul", "float"), ("MatMulInteger", "8-bit")):
-        rate = peak(name, asked.threads)
-        share = (linear + attention) / whole / rate
-        print(f"peak, {title}: {rate / 1e12:.2f} TOPS; the whole run reaches {share:.0%} of it")
-    print(f"work: {linear / 1e12:.2f} T in linear layers, {attention / 1e12:.2f} T in attention")
+    head = ("share of the peak", "T operations", "s", "T a second", "of the peak", "s to be gained")
+    print(table(head, [x.row() for x in shares(operators, whole, linear, attention, most)]))
     return 0
 
 

@@ -132,6 +132,12 @@ def kernels_variant(operators: Iterable[str]) -> str:
     return variant.decode()
 
 
+def kernels_peak(rounds: int) -> int:
+    """Multiply registers, so many rounds long; how many operations that was. For benchmarks."""
+    operations: int = _library().vision_kernels_peak(rounds)
+    return operations
+
+
 def _library() -> ctypes.CDLL:
     if not KERNELS.exists():
         raise KernelsMissing("they were not built for this machine.")
@@ -139,6 +145,8 @@ def _library() -> ctypes.CDLL:
         library = ctypes.CDLL(str(KERNELS))
         library.vision_kernels_variant.argtypes = [ctypes.c_char_p]
         library.vision_kernels_variant.restype = ctypes.c_char_p
+        library.vision_kernels_peak.argtypes = [ctypes.c_uint64]
+        library.vision_kernels_peak.restype = ctypes.c_uint64
         for function in (library.vision_kernels_begin, library.vision_kernels_end):
             function.argtypes, function.restype = (ctypes.c_uint64,), None
     except (OSError, AttributeError) as error:

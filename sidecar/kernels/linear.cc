@@ -273,6 +273,22 @@ size_t Workspace(const LinearShape& shape, size_t workers) {
   return Layer<Product>(shape, {}, Activation::kNone, nullptr, workers).workspace_bytes(workers);
 }
 
+template <class Product>
+uint64_t Peak(uint64_t rounds) {
+  constexpr size_t kSums = 12;  // enough for each to be ready when its turn comes again
+  const Int left = hn::Set(Ints(), 0x01020304), right = hn::Set(Ints(), 0x04030201);
+  Int sums[kSums];
+  for (Int& sum : sums) sum = hn::Zero(Ints());
+  for (uint64_t round = 0; round < rounds; ++round) {
+    VK_UNROLL
+    for (size_t i = 0; i < kSums; ++i) sums[i] = Product::Add(sums[i], left, right);
+  }
+  volatile int32_t used = 0;
+  for (const Int& sum : sums) used = hn::GetLane(sum);
+  static_cast<void>(used);
+  return rounds * kSums * kLanes * kGroup * 2;
+}
+
 #endif  // VK_SERVED
 
 // Plain AVX2 is left out: onnxruntime's own product, of 16 bits there, is no slower.
@@ -280,7 +296,8 @@ std::vector<LinearVariant> LinearVariantsOfTarget() {
   std::vector<LinearVariant> variants;
 #if VK_SERVED
   if (HasDot()) {
-    variants.push_back({NameOf<Dot>(), &Quantise<Dot>, &Workspace<Dot>, &Multiply<Dot>});
+    variants.push_back(
+        {NameOf<Dot>(), &Quantise<Dot>, &Workspace<Dot>, &Multiply<Dot>, &Peak<Dot>});
   }
 #endif
   return variants;

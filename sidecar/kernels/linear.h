@@ -62,6 +62,10 @@ struct LinearVariant {
   // Once it is no longer wanted, the result is left unfinished.
   void (*multiply)(const LinearShape& shape, const LinearTensors& tensors, Activation activation,
                    void* workspace, const Crew& crew);
+
+  // Multiplies registers, so many rounds long, and does nothing else: what this CPU can reach at most
+  // on one thread. Returns the number of operations, of which a product is two.
+  uint64_t (*peak)(uint64_t rounds);
 };
 
 // The ways that this CPU can take, the best first. Empty where onnxruntime's own operator is faster.

@@ -384,6 +384,12 @@ VK_PUBLIC const char* vision_kernels_variant(const char* name) {
   return "";
 }
 
+// For measurements: see LinearVariant::peak; 0 where this CPU is not served.
+VK_PUBLIC uint64_t vision_kernels_peak(uint64_t rounds) {
+  const auto variants = vision_kernels::LinearVariants();
+  return variants.empty() ? 0 : variants.front().peak(rounds);
+}
+
 // From now on, what is computed belongs to this run. Any number but the last one's, below 2^64 - 1.
 VK_PUBLIC void vision_kernels_begin(uint64_t run) { vision_kernels::current_run = run; }
 
