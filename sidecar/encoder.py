@@ -53,6 +53,16 @@ class Job:
     heatmap: Heatmap = field(default_factory=Heatmap)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A job with its `pixel_values`, the picture to draw the heatmap over, and what that took."""
+
+    job: Job
+    pixel_values: PixelValues
+    over: Rgb | None
+    ms: float
+
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """`arrays` in the order they were asked for; `heatmap_png` holds the bytes of a file."""
@@ -75,15 +85,24 @@ class Encoder:
         self.max_pixels = max_pixels
         self.kernels = kernels
 
-    def encode(self, job: Job, run: Run | None = None) -> Encoding:
-        """Raises the errors of `images` and `session`, and TensorShape, TensorNotFinite,
+    def encode(self, job: Job) -> Encoding:
+        """`prepare`, then `infer`."""
+        return self.infer(self.prepare(job), Run())
+
+    def prepare(self, job: Job) -> Prepared:
+        """The first half, which needs no session, and may be done while another job's images are
+        inferred. Raises the errors of `images`, and TensorShape, TensorNotFinite,
         RequestUnsupported.
         """
-        run = run or Run()
-        run.check()
         begun = time.perf_counter()
         pixel_values, over = self._preprocess(job)
-        ready = time.perf_counter()
+        return Prepared(job, pixel_values, over, (time.perf_counter() - begun) * 1e3)
+
+    def infer(self, prepared: Prepared, run: Run) -> Encoding:
+        """The second half. Raises the errors of `session`, and TensorNotFinite."""
+        job, pixel_values, over = prepared.job, prepared.pixel_values, prepared.over
+        run.check()
+        begun = time.perf_counter()
         arrays = self._infer(pixel_values, run)
         done = time.perf_counter()
         if not all(np.isfinite(array).all() for array in arrays.values()):
@@ -100,8 +119,8 @@ class Encoder:
             arrays={name: arrays[name] for name in job.outputs},
             resolution=(height, width),
             images=len(pixel_values),
-            preprocess_ms=(ready - begun) * 1e3,
-            inference_ms=(done - ready) * 1e3,
+            preprocess_ms=prepared.ms,
+            inference_ms=(done - begun) * 1e3,
         )
 
     def _preprocess(self, job: Job) -> tuple[PixelValues, Rgb | None]:

@@ -1,4 +1,4 @@
-"""The bounded queue and its one worker. The only place where an exception becomes a reply.
+"""The bounded queue and its workers. The only place where an exception becomes a reply.
 
 Transports hand in frames with a name for their sender, and get replies back through `deliver`; a
 reply may come from any thread. The service knows no sockets.
@@ -9,11 +9,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 from sidecar import __version__, protocol
-from sidecar.encoder import Encoder, Encoding
+from sidecar.encoder import Encoder, Encoding, Prepared
 from sidecar.errors import (
     Busy,
     Internal,
@@ -56,6 +58,7 @@ class Task:
     request: Encode
     accepted: float = field(default_factory=time.perf_counter)
     run: Run = field(default_factory=Run)
+    prepared: Future[Prepared] = field(default_factory=Future)
 
 
 class Service:
@@ -89,6 +92,10 @@ class Service:
         self._encoder: Encoder | None = None
         self._metrics = Metrics()
         self._worker = threading.Thread(target=self._work, name="model", daemon=True)
+        # The first of the queue is prepared while the one before it is worked on. No more than
+        # that: prepared images take more memory than the payloads that the queue counts.
+        self._first: SimpleQueue[Task] = SimpleQueue()
+        self._preparer = threading.Thread(target=self._prepare, name="images", daemon=True)
 
     @property
     def state(self) -> str:
@@ -173,6 +180,8 @@ class Service:
             self._open[task.client, task.request.id] = task
             self._bytes += task.request.bytes
             self._queue.append(task)
+            if self._queue[0] is task:
+                self._first.put(task)
             self._changed.notify_all()
 
     def _cancel_all(self) -> None:
@@ -189,8 +198,11 @@ class Service:
             if task is None:
                 return False
             if task in self._queue:
+                first = self._queue[0] is task
                 self._queue.remove(task)
                 self._bytes -= task.request.bytes
+                if first and self._queue:
+                    self._first.put(self._queue[0])
         task.run.terminate()
         error = RequestCancelled("the request was cancelled.")
         self._answer(client, task.request.op, Failed(id, error))
@@ -212,6 +224,7 @@ class Service:
                 self._encoder = encoder
                 if not self._ending:
                     self._on_ready()
+            self._preparer.start()
             while (task := self._next()) is not None:
                 self._perform(encoder, task)
         except SidecarError as error:
@@ -229,14 +242,27 @@ class Service:
                 if self._ending or self._draining:
                     return None
                 self._changed.wait()
-            return self._queue.popleft()
+            task = self._queue.popleft()
+            if self._queue:
+                self._first.put(self._queue[0])
+            return task
+
+    def _prepare(self) -> None:
+        assert self._encoder is not None
+        while True:
+            task = self._first.get()
+            try:
+                task.run.check()
+                task.prepared.set_result(self._encoder.prepare(task.request.job))
+            except BaseException as error:
+                task.prepared.set_exception(error)
 
     def _perform(self, encoder: Encoder, task: Task) -> None:
         begun = time.perf_counter()
         reply: Reply
         timing: dict[str, float] = {}
         try:
-            encoding = encoder.encode(task.request.job, task.run)
+            encoding = encoder.infer(task.prepared.result(), task.run)
             timing = {
                 "queue_ms": (begun - task.accepted) * 1e3,
                 "preprocess_ms": encoding.preprocess_ms,

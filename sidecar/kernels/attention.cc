@@ -354,17 +354,21 @@ class FlashAttention {
       const float* const steps = value_steps_ + number * padded_width_ + channel;
       const float* const centres = value_centres_ + number * padded_width_ + channel;
       float* const sums = desk.sums + row * desk.stride + channel;
+      const size_t stride = desk.stride;
+      const float* const block_sums = desk.block_sums;
+      const float* const kept = desk.kept;
+      const float* const gained = desk.gained;
       MultiplyTile<Product, vectors>(
           desk.probabilities, kBlockKeys, panel, kBlockKeys / kGroup,
           [](size_t) HWY_ATTR { return hn::Zero(Ints()); },
-          [=, &desk](size_t r, size_t v, Int product) HWY_ATTR {
+          [=](size_t r, size_t v, Int product) HWY_ATTR {
             const Float step = hn::Load(floats, steps + v * kLanes);
             const Float centre = hn::Load(floats, centres + v * kLanes);
-            const Float centres_part = hn::Mul(centre, hn::Set(floats, desk.block_sums[r]));
+            const Float centres_part = hn::Mul(centre, hn::Set(floats, block_sums[r]));
             const Float added = hn::MulAdd(hn::ConvertTo(floats, product), step, centres_part);
-            float* const sum = sums + r * desk.stride + v * kLanes;
-            const Float kept = hn::Mul(hn::Load(floats, sum), hn::Set(floats, desk.kept[r]));
-            hn::Store(hn::MulAdd(added, hn::Set(floats, desk.gained[r]), kept), floats, sum);
+            float* const sum = sums + r * stride + v * kLanes;
+            const Float old = hn::Mul(hn::Load(floats, sum), hn::Set(floats, kept[r]));
+            hn::Store(hn::MulAdd(added, hn::Set(floats, gained[r]), old), floats, sum);
           });
     });
   }

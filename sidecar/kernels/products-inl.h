@@ -150,11 +150,12 @@ struct Pairs {
 // `left` holds the rows, `left_stride` bytes apart, each of `groups` groups. `panel` holds, group
 // after group, kVectors vectors: lane j of vector v is that group of column v * kLanes + j. So each
 // step loads the panel straight on, and one group of each row. `start(v)` is what a sum of vector v
-// begins with; `finish(row, v, sum)` takes it in the end. Never inlined: the registers are all ours.
+// begins with; `finish(row, v, sum)` takes it in the end. Both are copied: what they hold would else be
+// loaded again after each float that is stored. Never inlined: the registers are all ours.
 template <class Product, size_t kVectors, class Start, class Finish>
 HWY_NOINLINE void MultiplyTile(const typename Product::Left* left, size_t left_stride,
-                               const int8_t* panel, size_t groups, const Start& start,
-                               const Finish& finish) {
+                               const int8_t* panel, size_t groups, const Start start,
+                               const Finish finish) {
   const Ints ints;
   Int sums[kRows][kVectors];
   VK_UNROLL

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sidecar import service
-from sidecar.encoder import Encoding, Job
+from sidecar.encoder import Encoding, Job, Prepared
 from sidecar.engine import Kernels
 from sidecar.errors import ImageUnreadable, ModelInvalid, SidecarError
 from sidecar.manifest import Manifest, Normalisation
@@ -53,8 +53,13 @@ class Puppet:
         self.working = threading.Event()
         self.finish = threading.Event()
         self.failure: Exception | None = None
+        self.prepared: list[int] = []  # the sizes of the files
 
-    def encode(self, job: Job, run: Run) -> Encoding:
+    def prepare(self, job: Job) -> Prepared:
+        self.prepared.append(len(job.input.data))  # type: ignore[union-attr]
+        return Prepared(job, np.zeros((1, 3, 1, 1), np.float32), None, 1.0)
+
+    def infer(self, prepared: Prepared, run: Run) -> Encoding:
         self.working.set()
         try:
             while not self.finish.wait(0.0005):
@@ -246,17 +251,44 @@ def test_requests_are_done_in_the_order_they_came(talk: Conversation) -> None:
     assert [reply["id"] for reply in talk.replies] == [3, 1, 2]
 
 
+def test_the_next_image_is_prepared_while_one_is_inferred_and_no_more_than_that(
+    talk: Conversation,
+) -> None:
+    for id in (1, 2, 3):
+        talk.send("encode", id, {"image": bytes(id)})
+    until(lambda: talk.puppet.prepared == [1, 2])
+    talk.send("cancel", 4, params={"target": 2})
+    until(lambda: talk.puppet.prepared == [1, 2, 3])
+    for count in (3, 4):
+        talk.puppet.finish.set()
+        until(lambda count=count: len(talk.replies) == count)
+    assert talk.puppet.prepared == [1, 2, 3]
+
+
+def test_an_image_that_cannot_be_prepared_is_told_in_its_turn(talk: Conversation) -> None:
+    def prepare(job: Job) -> Prepared:
+        raise ImageUnreadable("no.")
+
+    talk.send("encode", 1, {"image": b"x"})
+    assert talk.puppet.working.wait(PATIENCE)
+    talk.puppet.prepare = prepare  # type: ignore[method-assign]
+    talk.send("encode", 2, {"image": b"x"})
+    talk.puppet.finish.set()
+    until(lambda: len(talk.replies) == 2)
+    assert [code(reply) for reply in talk.replies] == ["ok", "image.unreadable"]
+
+
 def test_an_id_reused_while_its_cancelled_run_winds_down_is_answered_by_its_own_run(
     talk: Conversation,
 ) -> None:
     release = threading.Event()
 
-    def stubborn(job: Job, run: Run) -> Encoding:
-        release.wait(PATIENCE)  # a decoder, say, that no cancel reaches
+    def stubborn(prepared: Prepared, run: Run) -> Encoding:
+        release.wait(PATIENCE)  # a codec, say, that no cancel reaches
         run.check()
         return Encoding({}, (224, 224), 1, 1.0, 1.0)
 
-    talk.puppet.encode = stubborn  # type: ignore[method-assign]
+    talk.puppet.infer = stubborn  # type: ignore[method-assign]
     talk.send("encode", 7, {"image": b"x"})
     until(lambda: not talk.service._queue)
     talk.send("cancel", 8, params={"target": 7})
