@@ -1,6 +1,6 @@
 """Where the time of an encode goes, by operator, and the share of this machine's peak it reaches.
 
-    python -m bench.profile [--layers N] [--kernels auto|off]
+    python -m bench.profile [--layers N] [--threads N]
 
 The peak is measured in the same run and on as many threads: the 8-bit instructions that our kernels
 use, on registers alone. Where there are none, it is onnxruntime's own largest product of bytes.
@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -27,9 +28,16 @@ from onnx import TensorProto, helper
 
 from bench.figures import number, table
 from bench.machine import describe
-from build.kernels import best_graph
-from sidecar import manifest, manners
-from sidecar.session import KERNELS, KernelsMissing, kernels_peak, kernels_variant, onnxruntime
+from build.kernels import KERNELS_GRAPHS, plain_graph
+from sidecar import manners
+from sidecar.session import (
+    KERNELS,
+    KernelsMissing,
+    kernels_peak,
+    kernels_variant,
+    onnxruntime,
+    saturates,
+)
 
 ROOT = Path(__file__).parents[1]
 SIDE, RUNS = 896, 3
@@ -37,6 +45,7 @@ PEAK_SIDE = 2048  # of the square product of onnxruntime's
 SMALLEST = 0.005  # of the time; operators that take less are summed up
 LINEAR = ("Linear", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger")
 ATTENTION = ("Attention", "MultiHeadAttention")
+HEAD = ("share of the peak", "T operations", "s", "T a second", "of the peak", "s to be gained")
 
 
 def by_operator(events: Iterable[Mapping[str, Any]], runs: int) -> dict[str, float]:
@@ -116,12 +125,10 @@ def largest_product(threads: int) -> float:
     return 2.0 * PEAK_SIDE**3 / _best(lambda: session.run(None, {"a": a}))
 
 
-def profile(directory: Path, threads: int, kernels: bool) -> tuple[dict[str, float], float]:
+def profile(graph: Path, threads: int) -> tuple[dict[str, float], float]:
     """Seconds by operator, and of a whole run (median) without the profiler's own cost."""
-    described = manifest.read(directory)
-    graph = best_graph(directory)[0] if kernels else directory / described.graph
     feed = {"pixel_values": np.zeros((1, 3, SIDE, SIDE), np.float32)}
-    session = _session(str(graph), threads, kernels)
+    session = _session(str(graph), threads)
     session.run(None, feed)
     whole = []
     for _ in range(RUNS):
@@ -130,57 +137,61 @@ def profile(directory: Path, threads: int, kernels: bool) -> tuple[dict[str, flo
         whole.append(perf_counter() - begun)
     del session
     with tempfile.TemporaryDirectory() as scratch:
-        session = _session(str(graph), threads, kernels, str(Path(scratch) / "trace"))
+        session = _session(str(graph), threads, str(Path(scratch) / "trace"))
         for _ in range(RUNS):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
     return by_operator(events, RUNS), median(whole)
 
 
+def graphs(directory: Path) -> Iterator[tuple[str, Path]]:
+    """Those that this machine can run, the fastest first."""
+    for name, operators in KERNELS_GRAPHS.items():
+        with suppress(KernelsMissing):
+            kernels_variant(operators)
+            yield f"our {' and '.join(operators)}", directory / name
+    yield "onnxruntime's own operators", plain_graph(directory)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--threads", type=int, default=manners.cores())
-    parser.add_argument("--kernels", choices=("auto", "off"), default="auto")
     asked = parser.parse_args()
     made = json.loads(_output("bench.models", str(asked.layers), "default"))["default"]
-    directory = Path(made["path"])
-    described = manifest.read(directory)
-    kernels = asked.kernels == "auto" and bool(described.kernels) and KERNELS.exists()
-    operators, whole = profile(directory, asked.threads, kernels)
-    spent = sum(operators.values())
     machine = describe(asked.threads)
     print(f"{machine['cpu']}: {', '.join(map(str, machine['features']))}")  # type: ignore[call-overload]
     print(f"{asked.layers} layers, {asked.threads} threads, {machine['versions']}")
-    print(f"kernels {'on' if kernels else 'off'}; a run takes {whole:.3f} s, traced {spent:.3f} s")
-    rows = [
-        [name, number(seconds, 3), number(100 * seconds / spent, 1)]
-        for name, seconds in operators.items()
-        if seconds >= SMALLEST * spent
-    ]
-    small = [seconds for seconds in operators.values() if seconds < SMALLEST * spent]
-    rows.append(
-        [f"{len(small)} others", number(sum(small), 3), number(100 * sum(small) / spent, 1)]
-    )
-    print(table(("operator", "s", "%"), rows))
     most, of = peak(asked.threads)
-    print(f"\npeak: {most / 1e12:.2f} T operations a second, measured with {of}")
+    print(f"peak: {most / 1e12:.2f} T operations a second, measured with {of}")
     linear, attention = work(asked.layers, (SIDE // 14) ** 2, 1152, 4304)
-    head = ("share of the peak", "T operations", "s", "T a second", "of the peak", "s to be gained")
-    print(table(head, [x.row() for x in shares(operators, whole, linear, attention, most)]))
+    for title, graph in graphs(Path(made["path"])):
+        operators, whole = profile(graph, asked.threads)
+        spent = sum(operators.values())
+        print(f"\n## {title}: {whole:.3f} s; traced {spent:.3f} s, of which\n")
+        rows = [
+            [name, number(seconds, 3), number(100 * seconds / spent, 1)]
+            for name, seconds in operators.items()
+            if seconds >= SMALLEST * spent
+        ]
+        small = [seconds for seconds in operators.values() if seconds < SMALLEST * spent]
+        rest = [number(sum(small), 3), number(100 * sum(small) / spent, 1)]
+        print(table(("operator", "s", "%"), [*rows, [f"{len(small)} others", *rest]]), "\n")
+        print(table(HEAD, [x.row() for x in shares(operators, whole, linear, attention, most)]))
     return 0
 
 
-def _session(
-    graph: str | bytes, threads: int, kernels: bool = False, trace: str = ""
-) -> "onnxruntime.InferenceSession":
+def _session(graph: str | bytes, threads: int, trace: str = "") -> "onnxruntime.InferenceSession":
+    """As the sidecar opens one, but for what it does not do: trace."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if saturates():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if trace:
         options.enable_profiling = True
         options.profile_file_prefix = trace
-    if kernels:
+    if KERNELS.exists():
         options.register_custom_ops_library(str(KERNELS))
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 

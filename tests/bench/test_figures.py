@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bench import figures, report
-from bench.profile import by_operator, work
+from bench.profile import by_operator, shares, work
 from bench.rows import ROWS, choose
 
 
@@ -85,3 +85,11 @@ def test_a_trace_is_summed_by_operator_over_kernels_only() -> None:
 
 def test_the_full_model_takes_five_and_a_half_trillion_operations() -> None:
     assert sum(work(27, 4096, 1152, 4304)) == pytest.approx(5.5e12, rel=0.02)
+
+
+def test_a_share_of_the_peak_counts_whoever_computes_the_layers() -> None:
+    operators = {"MatMulIntegerToFloat": 1.0, "DynamicQuantizeMatMul": 3.0, "Attention": 2.0}
+    linear, attention, whole = shares(operators, 8.0, linear=20.0, attention=10.0, peak=10.0)
+    assert (linear.seconds, attention.seconds, whole.seconds) == (4.0, 2.0, 8.0)
+    assert linear.row()[-2:] == ["50%", "2.00"]
+    assert whole.row()[-2:] == ["38%", "5.00"]
