@@ -32,6 +32,22 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 static_assert(kBlockQueries % kRows == 0 && kBlockKeys % kPanelKeys == 0, "tiles fill their blocks");
 
+// What is added to a probability before it is rounded, by the number of its key in the block: evenly
+// from -0.5 to 0.5, far apart for neighbours. Where one key of a block outweighs all others, theirs
+// are far below one unit. Rounded alike they would all be lost, though together they count; so
+// as many of them become 1 as make up their sum.
+struct Dither {
+  constexpr Dither() : offsets() {
+    for (size_t key = 0; key < kBlockKeys; ++key) {
+      size_t reversed = 0;  // its bits
+      for (size_t bit = 1; bit < kBlockKeys; bit *= 2) reversed = 2 * reversed + (key / bit) % 2;
+      offsets[key] = (static_cast<float>(reversed) + 0.5f) / kBlockKeys - 0.5f;
+    }
+  }
+  alignas(kCacheLine) float offsets[kBlockKeys];
+};
+constexpr Dither kDither;
+
 // `Product` is the instruction, of products-inl.h.
 template <class Product>
 class FlashAttention {
@@ -328,16 +344,18 @@ class FlashAttention {
     }
   }
 
-  // The highest score's probability becomes the largest left factor; returns the sum of all. All are
-  // too large by the same factor: so are the weights, by which they are divided in the end.
+  // The highest score's probability becomes the largest left factor, or one less where the dither does
+  // not round it up; returns the sum of all. All are too large by the same factor: so are the weights,
+  // by which they are divided in the end.
   static float WriteProbabilities(const float* scores, float step, float highest, Left* to) {
     const Floats floats;
     const Float factor = hn::Set(floats, step);
-    const Float offset = hn::Set(floats, std::log2(Product::kLeftLimit) - highest);
+    const Float offset = hn::Set(floats, std::log2(Product::kLeftLimit - 1) - highest);
     Int sum = hn::Zero(Ints());
     for (size_t v = 0; v < kBlockVectors; ++v) {
       const Float score = hn::Load(floats, scores + v * kLanes);
-      const Int integers = NearestExp2(hn::MulAdd(score, factor, offset));
+      const Float dither = hn::Load(floats, kDither.offsets + v * kLanes);
+      const Int integers = NearestExp2(hn::MulAdd(score, factor, offset), dither);
       StoreBytes(integers, to + v * kLanes);
       sum = hn::Add(sum, integers);
     }

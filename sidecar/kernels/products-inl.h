@@ -270,8 +270,8 @@ static HWY_INLINE Float Exp2(Float x) {
   return Exp2By({0.693282927f, 0.24221096f, 0.055008931f}, x);
 }
 
-// To the nearest integer, or off by one where that is a close call. Minus infinity gives zero.
-static HWY_INLINE Int NearestExp2(Float x) {
+// The integer nearest to 2 to the power of x, plus `dither`. Minus infinity gives that of `dither`.
+static HWY_INLINE Int NearestExp2(Float x, Float dither) {
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
   // AVX512 has instructions that Highway does not know: the fraction, times two to the rest, rounded.
   const Floats floats;
@@ -279,9 +279,10 @@ static HWY_INLINE Int NearestExp2(Float x) {
   Float power = hn::MulAdd(hn::Set(floats, 0.0770670425f), fraction, hn::Set(floats, 0.22764499f));
   power = hn::MulAdd(power, fraction, hn::Set(floats, 0.695116787f));
   power = hn::MulAdd(power, fraction, hn::Set(floats, 1.0f));
-  return Int{_mm512_cvtps_epi32(_mm512_scalef_ps(power.raw, x.raw))};
+  power = hn::Add(Float{_mm512_scalef_ps(power.raw, x.raw)}, dither);
+  return Int{_mm512_cvtps_epi32(power.raw)};
 #else
-  return Nearest(Exp2(x));
+  return Nearest(hn::Add(Exp2(x), dither));
 #endif
 }
 

@@ -166,6 +166,19 @@ const Case kCases[] = {
        }
        return in;
      }},
+    {"many keys weigh little beside one, and together much", 0.02,
+     [](const AttentionShape& shape, Random& random) {
+       Inputs in = Scaled(shape, 0, 0, 0.1f, random);
+       std::fill(in.queries.begin(), in.queries.end(), 1.0f);
+       const size_t row = shape.heads * shape.width;
+       for (size_t i = 0; i < Count(shape); ++i) {
+         const bool heavy = i / row % shape.tokens == 0;
+         // A thousand times the others' weight.
+         if (heavy) in.keys[i] = std::log(1000.0f) / (shape.scale * static_cast<float>(shape.width));
+         in.values[i] += heavy ? -2.0f : 2.0f;
+       }
+       return in;
+     }},
     {"one value stands out", 0.006,
      [](const AttentionShape& shape, Random& random) {
        Inputs in = Scaled(shape, 0.01f, 0.01f, 1, random);
