@@ -10,7 +10,7 @@ import torch
 from torch.export import Dim
 
 from build import ops
-from build.calibrate import PLAN, SMOOTHING
+from build.calibrate import PLAN, ROUNDED
 from build.checkpoint import PREPROCESSOR, SOURCE, WEIGHTS
 from build.pipeline import carry
 from build.reference import Geometry, Projection, VisionEncoderWrapper, geometry, load
@@ -48,7 +48,7 @@ class Export:
         save(model, out / GRAPH)
         size = (out / GRAPH).stat().st_size + (out / DATA).stat().st_size
         (out / FLOAT_BYTES).write_text(f"{size}\n")
-        carry(source, out, PLAN, SMOOTHING, WEIGHTS, CONFIG, PREPROCESSOR, SOURCE)
+        carry(source, out, PLAN, ROUNDED, WEIGHTS, CONFIG, PREPROCESSOR, SOURCE)
 
 
 def save(model: ir.Model, path: Path) -> None:

@@ -2,11 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+from huggingface_hub.utils import tqdm
 
 TIMES = "seconds.json"  # in every output: how long each step so far took when it ran
 
@@ -19,6 +22,7 @@ class Step(Protocol):
 
 
 Tell = Callable[[str], None]
+Item = TypeVar("Item")
 
 
 def run(steps: Sequence[Step], source: Path, work: Path, salt: str, tell: Tell) -> Path:
@@ -46,6 +50,12 @@ def carry(source: Path, out: Path, *names: str) -> None:
     for name in names:
         if (source / name).exists():
             shutil.copyfile(source / name, out / name)
+
+
+def progress(items: Collection[Item], what: str) -> Iterator[Item]:
+    """The items one by one, while stderr shows how many are done and how long the rest takes."""
+    patience = 0.5 if sys.stderr.isatty() else 10  # a line every ten seconds where nobody watches
+    yield from tqdm(items, desc=f"  {what}", mininterval=patience, leave=False)
 
 
 def clean(steps: Sequence[Step], work: Path, salt: str) -> None:

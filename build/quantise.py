@@ -1,12 +1,12 @@
 """Float graph to 8-bit graph. One graph change, one small function.
 
-Weights become signed 8-bit integers with a scale per output channel. Activations are quantised
-while running, where `Calibrate` measured that they bear it.
+Weights become signed 8-bit integers with a scale per output channel, those that `Calibrate` found
+where it was at work. Activations are quantised while running, where it measured that they bear it.
 """
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from build.calibrate import PLAN, SMOOTHING
+from build.calibrate import PLAN, ROUNDED
 from build.checkpoint import PREPROCESSOR, SOURCE, WEIGHTS
 from build.export import FLOAT_BYTES, GRAPH, save
 from build.pipeline import carry
@@ -42,34 +42,38 @@ class Seed:
 
 @dataclass(frozen=True)
 class Quantise:
-    """Every linear layer as PLAN says, where there is one; what it does not name, weights alone."""
+    """Every linear layer as PLAN and ROUNDED say; what they do not name, weights alone."""
 
     def __call__(self, source: Path, out: Path) -> None:
         model = ir.load(source / GRAPH)
         plan = json.loads((source / PLAN).read_text("utf-8"))
-        quantise(model, plan, load_file(source / SMOOTHING))
+        quantise(model, plan, load_file(source / ROUNDED))
         save(model, out / QUANTISED)
         carry(source, out, PLAN, FLOAT_BYTES, WEIGHTS, CONFIG, PREPROCESSOR, SOURCE)
 
 
 def quantise(
-    model: ir.Model, plan: Mapping[str, Mapping[str, Any]], smoothing: Mapping[str, Array]
+    model: ir.Model, plan: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, NDArray[Any]]
 ) -> None:
-    """Quantise `model` in place; `smoothing` has a divisor per input channel of some layers."""
-    multiplied = {
-        node.name.rpartition("/")[0]: node
-        for node in model.graph
-        if node.op_type == "MatMul" and _constant(node.inputs[1])
-    }
-    for name, divisor in smoothing.items():
-        smooth(model, multiplied[name], plan[name]["absorber"], divisor)
+    """Quantise `model` in place; `tensors` are what `Calibrate` wrote, by their names here."""
+    for name, array in tensors.items():  # of biases and LayerNorms
+        if name in model.graph.initializers:
+            model.graph.initializers[name].const_value = ir.tensor(array, name=name)
     inputs: dict[tuple[ir.Value, bool], Activation] = {}
-    for name, node in multiplied.items():
-        activations = plan[name]["activations"] if name in plan else "float"
-        if activations == "float":
-            weights_only(model, node, 1, axis=1)
-        else:
-            linear(model, node, activations == "int8 per token", inputs)
+    for node in list(model.graph):
+        if node.op_type == "MatMul" and _constant(node.inputs[1]):
+            name = node.name.rpartition("/")[0]
+            if name not in plan:
+                weights_only(model, node, 1, axis=1)
+                continue
+            weight = tensors[f"{name}.weight_int8"], tensors[f"{name}.weight_scale"]
+            if f"{name}.smoothing" in tensors:
+                smooth(model, node, tensors[f"{name}.smoothing"])
+            if plan[name]["activations"] == "float":
+                weights_only(model, node, 1, axis=1, given=weight)
+            else:
+                per_token = plan[name]["activations"] == "int8 per token"
+                linear(model, node, per_token, weight, inputs)
     for node in list(model.graph):
         if node.op_type == "Conv" and _constant(node.inputs[1]):
             weights_only(model, node, 1, axis=0)
@@ -77,24 +81,11 @@ def quantise(
             weights_only(model, node, 0, axis=1)
 
 
-def smooth(model: ir.Model, node: ir.Node, absorber: str | None, divisor: Array) -> None:
-    """Divide the channels of what goes into `node`, and multiply all weights that receive it.
-
-    The division goes into the layer in front, its `absorber`; without one, it is done explicitly.
-    """
-    x = node.inputs[0]
-    assert x is not None
-    for user, position in list(x.uses()):
-        if user.op_type == "MatMul" and position == 0:
-            _change(user.inputs[1], lambda weight: weight * divisor[:, None])
-    if absorber is not None:
-        for kind in ("weight", "bias"):  # [channels], or of a linear layer [in, channels]
-            value = model.graph.initializers[f"{absorber}.{kind}"]
-            _change(value, lambda parameter: parameter / divisor)
-        return
+def smooth(model: ir.Model, node: ir.Node, factor: Array) -> None:
+    """Multiply the channels of what goes into `node`, which has nothing linear in front of it."""
     name = node.name.rpartition("/")[0]
-    factor = _initializer(model, f"{name}.smoothing", 1 / divisor)
-    product = _before(node, "Mul", (x, factor), f"{name}/Mul_smoothing")
+    value = _initializer(model, f"{name}.smoothing", factor)
+    product = _before(node, "Mul", (node.inputs[0], value), f"{name}/Mul_smoothing")
     node.replace_input_with(0, product.outputs[0])
 
 
@@ -112,23 +103,22 @@ def linear(
     model: ir.Model,
     node: ir.Node,
     per_token: bool,
+    weight: tuple[NDArray[np.int8], Array],
     inputs: dict[tuple[ir.Value, bool], Activation],
 ) -> None:
     """x W as a product of integers. ONNX Runtime fuses these nodes into MatMulIntegerToFloat.
 
     `inputs` holds what was quantised already: q, k and v share theirs.
     """
-    x, weight = node.inputs
+    x = node.inputs[0]
     assert x is not None
-    assert weight is not None
     name = node.name.rpartition("/")[0]
-    values = weight.const_value.numpy()
+    integers, scale = weight
     found = inputs.get((x, per_token))
     if found is None:
         found = inputs[x, per_token] = _activation(model, node, x, per_token)
-    integers, scale = signed(values, axis=1)
     weights = _initializer(model, f"{name}.weight_int8", integers)
-    weight_scale = _initializer(model, f"{name}.weight_scale", scale.reshape(-1))
+    weight_scale = _initializer(model, f"{name}.weight_scale", scale)
     product = _before(
         node, "MatMulInteger", (found.integers, weights, found.zero_point), f"{name}/MatMulInteger"
     )
@@ -142,11 +132,17 @@ def linear(
     _replace(model, node, result.outputs[0])
 
 
-def weights_only(model: ir.Model, node: ir.Node, position: int, axis: int) -> None:
+def weights_only(
+    model: ir.Model,
+    node: ir.Node,
+    position: int,
+    axis: int,
+    given: tuple[NDArray[np.int8], Array] | None = None,
+) -> None:
     """Store one constant input in 8 bits. ONNX Runtime unfolds it once, while loading."""
     value = node.inputs[position]
     assert value is not None
-    integers, scale = signed(value.const_value.numpy(), axis)
+    integers, scale = given or signed(value.const_value.numpy(), axis)
     name = value.name
     stored = _initializer(model, f"{name}_int8", integers)
     scales = _initializer(model, f"{name}_scale", scale)
@@ -207,13 +203,6 @@ def _initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
     )
     model.graph.initializers[name] = value
     return value
-
-
-def _change(value: ir.Value | None, change: Callable[[Array], NDArray[Any]]) -> None:
-    assert value is not None
-    assert value.const_value is not None
-    array = np.ascontiguousarray(change(value.const_value.numpy()), np.float32)
-    value.const_value = ir.tensor(array, name=value.name)
 
 
 def _replace(model: ir.Model, node: ir.Node, result: ir.Value) -> None:

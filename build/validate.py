@@ -16,7 +16,7 @@ from build.checkpoint import PREPROCESSOR, SOURCE
 from build.errors import BuildError
 from build.export import FLOAT_BYTES, OUTPUTS
 from build.kernels import GOLDEN, KERNELS_GRAPHS, best_graph, plain_graph
-from build.pipeline import carry
+from build.pipeline import carry, progress
 from build.reference import Projection, geometry, load
 from build.tower import CONFIG
 from sidecar.session import KernelsMissing, Session, saturates
@@ -78,7 +78,7 @@ class Validate:
         for side in sides:
             expected: dict[str, dict[str, Array]] = {}
             actual: dict[str, dict[str, dict[str, Array]]] = {name: {} for name in sessions}
-            for name, rgb in loaded.items():
+            for name, rgb in progress(loaded.items(), f"images at {side} pixels"):
                 pixels = images.pixel_values(rgb, side, side, shape.normalisation)
                 with torch.inference_mode():
                     outputs = encoder(torch.from_numpy(pixels))

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from build import report
 from build.__main__ import build, main, place
 from build.checkpoint import locate
 from build.errors import BuildError
@@ -228,3 +229,19 @@ def test_a_model_that_cannot_be_put_in_place_leaves_the_old_one_there(
     with pytest.raises(OSError, match="antivirus"):
         place(made, out, "key")
     assert (out / "report.json").read_text() == '{"old": 1}'
+
+
+def test_reports_become_one_table(
+    built: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main([str(built["seed"]), str(built["default"])]) == 0
+    table, notes = capsys.readouterr().out.strip().split("\n\n", 1)
+    head, _, *rows = (line.strip("| ").split(" | ") for line in table.splitlines())
+    assert [row[0] for row in rows][:3] == ["`seed`, 448", "`default`, 224", "`default`, 448"]
+    figures = json.loads((built["seed"] / "report.json").read_text())["resolutions"]["448"]
+    value = figures["pooled_cosine_min"]["value"]
+    assert rows[0][head.index("pooled min")] == f"{value:.4f}"
+    assert "`linear`" in notes
+    assert "`projector`" in notes
+    assert report.main([str(tmp_path)]) == 1
+    assert "expected a model directory" in capsys.readouterr().err

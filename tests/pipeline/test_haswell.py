@@ -1,0 +1,25 @@
+"""A CPU with AVX2 and without VNNI: its products of 8-bit integers overflow unless it is told."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from build.export import OUTPUTS
+from sidecar import manifest
+from sidecar.session import Session
+from tests import haswell, tiny
+
+
+@pytest.mark.slow
+def test_a_cpu_without_vnni_gives_what_others_give(tmp_path: Path) -> None:
+    if haswell.QEMU is None:
+        pytest.skip("there is no qemu-x86_64 (Debian: qemu-user)")
+    model = tiny.build(tmp_path / "model")
+    graph = model / manifest.load(model).graph
+    pixels = np.random.default_rng(0).normal(size=(1, 3, 448, 448)).astype(np.float32)
+    overflows, found = haswell.encode(graph, {"noise": pixels})
+    expected = Session(graph).run(pixels)
+    assert overflows
+    for name in OUTPUTS:
+        np.testing.assert_allclose(found["noise"][name], expected[name], rtol=0, atol=1e-3)
