@@ -174,12 +174,11 @@ def test_a_model_directory_of_a_newer_format_is_refused_in_one_sentence(
     assert len(refused.stderr.splitlines()) == 1
 
 
-def test_two_versions_of_an_app_run_side_by_side(program: Path, tmp_path: Path) -> None:
-    models = [
-        stand_in.make(tmp_path / "1" / "model"),
-        stand_in.make(tmp_path / "2" / "model", True),
-    ]
-    programs = [copy_of(program, model.parent) for model in models]
+def test_two_versions_of_an_app_run_side_by_side(
+    program: Path, model: Path, built: Path, tmp_path: Path
+) -> None:
+    models = [model, built]
+    programs = [copy_of(program, tmp_path / version) for version in ("1", "2")]
     with (
         ZmqClient(models[0], executable=programs[0]) as old,
         ZmqClient(models[1], executable=programs[1]) as new,
