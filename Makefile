@@ -13,8 +13,8 @@ DEMO := .work/demo-model
 install: .venv/.installed $(BRIDGE) kernels
 
 # Our own operators, where there is a C++ compiler; all runs without them too.
-kernels: .venv/.installed
-	$(PY) sidecar/kernels/make.py
+kernels:
+	$(PYTHON) sidecar/kernels/make.py
 
 # pip takes torch's CPU build where one can be had: "+cpu" sorts above the plain version.
 .venv/.installed: requirements/dev.txt

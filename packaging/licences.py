@@ -83,10 +83,18 @@ def bootloader() -> Part:
 
 
 def kernels(bundle: Path) -> Iterator[Part]:
-    """Highway, which is compiled into our native kernels, where the bundle has them."""
+    """What is compiled into our native kernels, where the bundle has them."""
     if any(bundle.glob("_internal/sidecar/kernels/*")):
-        text = (NOTICES / "highway.txt").read_text("utf-8")
-        yield Part("Highway, inside vision_kernels", "BSD-3-Clause", [text])
+        yield compiled_in("Highway", "BSD-3-Clause", "highway.txt")
+        if sys.platform == "linux":  # elsewhere the C++ runtime is the system's
+            terms = "GPL-3.0-or-later WITH GCC-exception-3.1"
+            yield compiled_in("GCC's runtime libraries", terms, "gcc-runtime.txt")
+
+
+def compiled_in(name: str, licence: str, notice: str) -> Part:
+    """A part of vision_kernels, with the text that we keep of its terms."""
+    text = (NOTICES / notice).read_text("utf-8")
+    return Part(f"{name}, inside vision_kernels", licence, [text])
 
 
 def system_libraries(bundle: Path) -> Iterator[Part]:

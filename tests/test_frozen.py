@@ -22,14 +22,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sidecar import manifest
 from tests import stand_in
-from tests.client import StdioClient
+from tests.client import StdioClient, ZmqClient
 
 ROOT = Path(__file__).resolve().parents[1]
 FREEZE_PYTHON = ROOT / ".work" / "freeze-venv" / "bin" / "python"
 PAGE = ROOT / "examples" / "ecg.png"
 PROGRAM = os.environ.get("VISION_SIDECAR")
 NOBODY = 65534
+MODULE = [sys.executable, "-m", "sidecar"]
 
 pytestmark = pytest.mark.skipif(not PROGRAM, reason="VISION_SIDECAR names no frozen program")
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions and renames")
@@ -91,17 +93,44 @@ def test_it_carries_the_terms_of(name: str, program: Path) -> None:
     assert f"- {name} " in contents
 
 
+def test_it_carries_the_terms_of_what_is_compiled_into_the_kernels(program: Path) -> None:
+    terms = (program.parent / "THIRD_PARTY_LICENSES.txt").read_text("utf-8")
+    compiled_in = ["Highway"] + ["GCC's runtime libraries"] * (sys.platform == "linux")
+    frozen = any(program.parent.glob("_internal/sidecar/kernels/vision_kernels.*"))
+    for name in compiled_in:
+        assert (f"- {name}, inside vision_kernels: " in terms) == frozen
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model directory from the build pipeline, with a graph for the kernels."""
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    made = run(sys.executable, "-m", "tests.tiny", directory, cwd=ROOT)
+    assert made.returncode == 0, made.stderr
+    return directory
+
+
 def test_it_encodes_a_page_exactly_as_the_module_does(
-    program: Path, model: Path, tmp_path: Path
+    program: Path, built: Path, tmp_path: Path
 ) -> None:
-    for out, command in {"frozen": [program], "module": [sys.executable, "-m", "sidecar"]}.items():
-        done = run(*command, "encode", PAGE, "--model", model, "--out", tmp_path / out, cwd=ROOT)
+    for out, command in {"frozen": [program], "module": MODULE}.items():
+        done = run(*command, "encode", PAGE, "--model", built, "--out", tmp_path / out, cwd=ROOT)
         assert done.returncode == 0, done.stderr
     frozen, module = (np.load(tmp_path / out / "ecg.npz") for out in ("frozen", "module"))
     assert sorted(frozen) == sorted(module) != []
     for name in frozen:
         np.testing.assert_array_equal(frozen[name], module[name])
     assert (tmp_path / "frozen" / "ecg.heatmap.png").stat().st_size > 0
+
+
+def test_it_uses_its_kernels_where_the_module_does(program: Path, built: Path) -> None:
+    kernels = []
+    for command in ([program], MODULE):
+        verified = run(*command, "verify", "--model", built, cwd=ROOT)
+        assert verified.returncode == 0, verified.stderr
+        kernels += [line for line in verified.stdout.splitlines() if line.startswith("kernels ")]
+    assert len(kernels) == 2
+    assert kernels[0] == kernels[1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a signature changes the file")
@@ -145,34 +174,56 @@ def test_a_model_directory_of_a_newer_format_is_refused_in_one_sentence(
     assert len(refused.stderr.splitlines()) == 1
 
 
-def test_two_versions_of_an_app_run_side_by_side(program: Path, tmp_path: Path) -> None:
-    models = [
-        stand_in.make(tmp_path / name, slow=slow) for name, slow in (("1", False), ("2", True))
-    ]
-    with StdioClient(models[0]) as old, StdioClient(models[1]) as new:
-        digests = {sidecar.ask("hello").header["model"] for sidecar in (old, new)}
-    assert len(digests) == 2
+def test_two_versions_of_an_app_run_side_by_side(
+    program: Path, model: Path, built: Path, tmp_path: Path
+) -> None:
+    models = [model, built]
+    programs = [copy_of(program, tmp_path / version) for version in ("1", "2")]
+    with (
+        ZmqClient(models[0], executable=programs[0]) as old,
+        ZmqClient(models[1], executable=programs[1]) as new,
+    ):
+        replies = [sidecar.ask("encode", {"image": picture("PNG")}) for sidecar in (old, new)]
+        assert [reply.header["model"] for reply in replies] == [
+            manifest.read(model).digest for model in models
+        ]
+        old.close()
+        assert new.ask("encode", {"image": picture("PNG")}).ok
 
 
 @posix
-def test_a_running_sidecar_goes_on_while_an_update_replaces_its_files(
+def test_an_update_replaces_a_sidecar_that_is_running(
     program: Path, model: Path, tmp_path: Path
 ) -> None:
     app = tmp_path / "app"
-    shutil.copytree(program.parent, app / "vision-sidecar", symlinks=True)
-    installed = app / "vision-sidecar" / program.name
-    with StdioClient(model, executable=str(installed)) as sidecar:
-        assert sidecar.ask("hello").ok
+    installed = copy_of(program, app)
+    with StdioClient(model, executable=installed) as old:
+        assert old.ask("hello").ok
         shutil.rmtree(app)  # the old version is gone, and the new one is not whole yet
         for path in program.parent.rglob("*"):
             if path.is_file():
-                new = installed.parent / path.relative_to(program.parent)
-                new.parent.mkdir(parents=True, exist_ok=True)
-                new.write_bytes(b"half unpacked")
+                file = installed.parent / path.relative_to(program.parent)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(b"half unpacked")
         for kind in ("PNG", "JPEG", "WEBP"):
-            file = io.BytesIO()
-            Image.new("RGB", (40, 30), (200, 20, 20)).save(file, kind)
             params = {"outputs": ["pooled_embedding", "heatmap_png"], "heatmap": {}}
-            reply = sidecar.ask("encode", {"image": file.getvalue()}, params)
+            reply = old.ask("encode", {"image": picture(kind)}, params)
             assert reply.ok, (kind, reply.message)
             assert set(reply.arrays) == {"pooled_embedding", "heatmap_png"}
+        shutil.rmtree(app)
+        copy_of(program, app)
+        with StdioClient(model, executable=installed) as new:
+            assert new.ask("encode", {"image": picture("PNG")}).ok
+        assert old.ask("encode", {"image": picture("PNG")}).ok
+
+
+def copy_of(program: Path, app: Path) -> Path:
+    """The bundle as an installer puts it into `app`; its program there."""
+    shutil.copytree(program.parent, app / "vision-sidecar", symlinks=True)
+    return app / "vision-sidecar" / program.name
+
+
+def picture(kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), (200, 20, 20)).save(file, kind)
+    return file.getvalue()
