@@ -27,6 +27,7 @@ export interface PixelInput {
   readonly shape: readonly number[];
 }
 
+/** What can be encoded: a file, its bytes, raw pixels, or a tensor. */
 export type Input = PathInput | ImageInput | RgbInput | PixelInput;
 
 /**

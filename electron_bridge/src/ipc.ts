@@ -44,6 +44,7 @@ export interface IpcMainLike {
   removeHandler(channel: string): void;
 }
 
+/** Which pages may ask, and how much. */
 export interface IpcOptions {
   /**
    * Which pages may ask: origins (`app://main`, `https://example.org`), `file:` URLs (one that ends in

@@ -221,6 +221,16 @@ test('a page hears the state, now and after each change, until it stops listenin
   assert.deepEqual(heard, ['ready', 'restarting']);
 });
 
+test('a page that is not allowed hears no state', async () => {
+  const { ipc, vision } = setUp();
+  ipc.frame = { url: 'https://example.org/', parent: null };
+  const heard: string[] = [];
+  vision.onState((state) => heard.push(state));
+  await new Promise((resolve) => setImmediate(resolve));
+  ipc.page.emit(CHANNELS.state, {}, 'ready'); // meant for the page that was here before
+  assert.deepEqual(heard, []);
+});
+
 test('what was registered can be taken away again', () => {
   const { ipc, sidecar, dispose } = setUp();
   dispose();
