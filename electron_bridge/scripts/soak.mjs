@@ -1,6 +1,7 @@
 /**
  * Hours of an app's life in minutes, on a real sidecar with a tiny model; Linux only, as it reads /proc.
- * `npm run soak [ROUNDS [ENCODES]]` (200 and 10000): parents killed, sidecars killed, and many encodes.
+ * `npm run soak [ROUNDS [ENCODES]]` (200 and 10000; 0 leaves that part out): parents killed, sidecars
+ * killed, and many encodes.
  */
 
 import { fork } from 'node:child_process';
@@ -18,9 +19,11 @@ const started = { ...program, modelDir, threads: 1 };
 let failed = false;
 
 try {
-  await killParents();
-  await killSidecars();
-  await encodeMany();
+  if (rounds > 0) {
+    await killParents();
+    await killSidecars();
+  }
+  if (encodes > 0) await encodeMany();
 } finally {
   rmSync(scratch, { recursive: true });
 }
