@@ -75,7 +75,10 @@ def place(made: Path, out: Path, key: str) -> None:
     shutil.rmtree(scratch, ignore_errors=True)  # left by a build that was killed here
     fresh, old = scratch / "new", scratch / "old"
     try:
-        shutil.copytree(made, fresh, ignore=shutil.ignore_patterns(pipeline.TIMES))
+        fresh.mkdir(parents=True)
+        for file in made.iterdir():
+            if file.name != pipeline.TIMES:
+                shutil.copyfile(file, fresh / file.name)
         report = json.loads((fresh / REPORT).read_text("utf-8"))
         (fresh / REPORT).write_text(json.dumps(report | {KEY: key}, indent=2) + "\n", "utf-8")
         if out.exists():
@@ -144,7 +147,8 @@ def _salt() -> str:
     return digest.hexdigest()
 
 
-def _explain(error: OSError, work: Path) -> str:
+def explain(error: OSError, work: Path) -> str:
+    """What to tell the person at the terminal."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"the disk is full. Make room on the disks of {work} and of --out, or point --work at "
@@ -195,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"build: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"build: {_explain(error, options.work)}", file=sys.stderr)
+        print(f"build: {explain(error, options.work)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("build: interrupted. Run it again to go on where it stopped.", file=sys.stderr)
