@@ -63,7 +63,8 @@ def to_pixel_values(rgb: Rgb, height: int, width: int, how: Normalisation) -> Pi
     levels = _levels(how)
     out = np.empty((1, 3, height, width), np.float32)
     for channel in range(3):
-        np.take(levels[channel], resized[:, :, channel], out=out[0, channel])
+        # No byte is out of range; to make sure of it, numpy would fill a buffer first.
+        np.take(levels[channel], resized[:, :, channel], out=out[0, channel], mode="clip")
     return out
 
 
