@@ -59,7 +59,9 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 def to_pixel_values(rgb: Rgb, height: int, width: int, how: Normalisation) -> PixelValues:
     """Resize and normalise [h, w, 3] RGB into [1, 3, height, width]; the aspect is not kept."""
     resample = Image.Resampling[how.resample.upper()]
-    resized = np.asarray(Image.fromarray(rgb).resize((width, height), resample))
+    resized = rgb
+    if rgb.shape[:2] != (height, width):
+        resized = np.asarray(Image.fromarray(rgb).resize((width, height), resample))
     levels = _levels(how)
     out = np.empty((1, 3, height, width), np.float32)
     for channel in range(3):

@@ -250,3 +250,17 @@ test('keys are new at each start, and stand neither in arguments nor in the envi
   }
   assert.notEqual(seen[0], seen[1]);
 });
+
+test('Electron’s own switches do not reach the sidecar; the rest of the environment does', async (t) => {
+  const lines: string[] = [];
+  const start = startFake(t, '', {
+    args: ['-e', 'console.error(JSON.stringify(process.env)); process.exit(1)', '--'],
+    env: { ...process.env, ELECTRON_RUN_AS_NODE: '1', OURS: 'kept' },
+    log: (entry) => void lines.push(entry.message),
+  });
+  await assert.rejects(start, { code: 'sidecar.exited' });
+  const { OURS, ELECTRON_RUN_AS_NODE } = JSON.parse(
+    lines.find((line) => line[0] === '{') as string,
+  );
+  assert.deepEqual([OURS, ELECTRON_RUN_AS_NODE], ['kept', undefined]);
+});
