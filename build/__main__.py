@@ -21,8 +21,6 @@ WORK = ROOT / ".work" / "build"
 CACHE = ROOT / ".cache"
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-logging.getLogger("torch").setLevel(logging.ERROR)
 
 from build import demo, pipeline  # noqa: E402
 from build.checkpoint import locate  # noqa: E402
@@ -33,6 +31,9 @@ from build.recipes import RECIPES, Choice  # noqa: E402
 from build.validate import REPORT, Bars  # noqa: E402
 from sidecar import manifest  # noqa: E402
 from sidecar.errors import ModelInvalid  # noqa: E402
+
+# After the import of torch, which sets levels of its own: its exporter warns of nothing of ours.
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
 KEY = "key"  # in the report: what the model was built from, to see whether it must be built again
 

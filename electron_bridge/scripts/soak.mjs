@@ -112,7 +112,7 @@ async function encodeMany() {
   report(
     flat,
     `${encodes} encodes, from a tenth of them to all: heap ${mb(first.heap)} → ${mb(last.heap)}, ` +
-      `RSS ${mb(first.rss)} → ${mb(last.rss)}, the sidecar's ${mb(first.sidecar)} → ${mb(last.sidecar)} ` +
+      `RSS ${samples.map(({ rss }) => (rss / 1e6).toFixed(0)).join(' → ')} MB, the sidecar's ${mb(first.sidecar)} → ${mb(last.sidecar)} ` +
       `(peak ${mb(memory.peak_rss_bytes)}), open files ${first.handles} → ${last.handles}, ` +
       `listeners ${first.listeners} → ${last.listeners}`,
   );
