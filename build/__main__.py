@@ -51,6 +51,11 @@ def build(
 ) -> None:
     """Make the model directory `out`, which appears all at once. Raises BuildError."""
     refuse_strangers(out)
+    out.parent.mkdir(parents=True, exist_ok=True)  # now, not after half an hour of work
+    if not os.access(out.parent, os.W_OK):
+        raise BuildError(
+            f"expected to write into {out.parent}, which is not allowed. Choose another --out."
+        )
     if source == "demo":
         step, directory = locate(str(demo.checkpoint(CACHE, tell)))
         step = replace(step, model_id="demo")
@@ -71,7 +76,6 @@ def build(
 
 def place(made: Path, out: Path, key: str) -> None:
     """Copy beside `out`, then rename: it is there as a whole, or as it was."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f".{out.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)  # left by a build that was killed here
     fresh, old = scratch / "new", scratch / "old"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from build import pipeline
-from build.__main__ import explain, place
+from build.__main__ import explain, main, place
 from build.checkpoint import Checkpoint
 from build.recipes import RECIPES, Choice
 from build.validate import REPORT
@@ -107,6 +107,17 @@ def test_a_build_that_fails_leaves_no_half_written_files(tmp_path: Path) -> None
     with pytest.raises(OSError, match="No space"):
         pipeline.run([Fill()], tmp_path, tmp_path / "work", "", lambda _: None)
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_place_where_no_model_can_be_put_is_told_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["nowhere", "--out", str(tmp_path / "file" / "out")]) == 1
+    assert "file" in capsys.readouterr().err
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert main(["nowhere", "--out", str(tmp_path / "new" / "out")]) == 1
+    assert "expected to write into" in capsys.readouterr().err
 
 
 @dataclass(frozen=True)
