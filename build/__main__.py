@@ -24,8 +24,6 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # PyTorch's threads spin while they wait. On a machine with other work they spin until the ones that
 # they wait for get a core, which made small products 14 times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-logging.getLogger("torch").setLevel(logging.ERROR)
 
 from build import demo, pipeline  # noqa: E402
 from build.checkpoint import locate  # noqa: E402
@@ -36,6 +34,9 @@ from build.recipes import RECIPES, Choice  # noqa: E402
 from build.validate import REPORT, Bars  # noqa: E402
 from sidecar import manifest  # noqa: E402
 from sidecar.errors import ModelInvalid  # noqa: E402
+
+# After the import of torch, which sets levels of its own: its exporter warns of nothing of ours.
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
 KEY = "key"  # in the report: what the model was built from, to see whether it must be built again
 
@@ -53,6 +54,11 @@ def build(
 ) -> None:
     """Make the model directory `out`, which appears all at once. Raises BuildError."""
     refuse_strangers(out)
+    out.parent.mkdir(parents=True, exist_ok=True)  # now, not after half an hour of work
+    if not os.access(out.parent, os.W_OK):
+        raise BuildError(
+            f"expected to write into {out.parent}, which is not allowed. Choose another --out."
+        )
     if source == "demo":
         step, directory = locate(str(demo.checkpoint(CACHE, tell)))
         step = replace(step, model_id="demo")
@@ -73,12 +79,14 @@ def build(
 
 def place(made: Path, out: Path, key: str) -> None:
     """Copy beside `out`, then rename: it is there as a whole, or as it was."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f".{out.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)  # left by a build that was killed here
     fresh, old = scratch / "new", scratch / "old"
     try:
-        shutil.copytree(made, fresh, ignore=shutil.ignore_patterns(pipeline.TIMES))
+        fresh.mkdir(parents=True)
+        for file in made.iterdir():
+            if file.name != pipeline.TIMES:
+                shutil.copyfile(file, fresh / file.name)
         report = json.loads((fresh / REPORT).read_text("utf-8"))
         (fresh / REPORT).write_text(json.dumps(report | {KEY: key}, indent=2) + "\n", "utf-8")
         if out.exists():
@@ -147,7 +155,8 @@ def _salt() -> str:
     return digest.hexdigest()
 
 
-def _explain(error: OSError, work: Path) -> str:
+def explain(error: OSError, work: Path) -> str:
+    """What to tell the person at the terminal."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"the disk is full. Make room on the disks of {work} and of --out, or point --work at "
@@ -198,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"build: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"build: {_explain(error, options.work)}", file=sys.stderr)
+        print(f"build: {explain(error, options.work)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("build: interrupted. Run it again to go on where it stopped.", file=sys.stderr)

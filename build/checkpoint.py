@@ -146,6 +146,7 @@ def _finite(name: str, directory: Path, piece: Piece) -> Iterator[bytes]:
         if ((bits & exponent) == exponent).any():
             raise BuildError(
                 f"{name} holds NaN or infinity, expected finite weights. Use a checkpoint whose "
-                "training did not diverge, or download it again."
+                f"training did not diverge. If {tensors.named(directory / piece.file)} was "
+                "damaged, delete it, and download or copy it again."
             )
         yield chunk

@@ -1,6 +1,8 @@
 """Run build steps in order. Each reads one directory and writes another; none looks back."""
 
+import errno
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -11,6 +13,9 @@ from typing import Protocol, TypeVar
 
 from huggingface_hub.utils import tqdm
 
+from build.errors import BuildError
+
+FULL = 1 << 16  # bytes: a disk with less room than that is full
 TIMES = "seconds.json"  # in every output: how long each step so far took when it ran
 
 
@@ -89,8 +94,12 @@ def _once(step: Step, source: Path, done: Path, tell: Tell) -> Path:
     start = perf_counter()
     try:
         step(source, partial)
-    except BaseException:
+    except BaseException as error:
+        full = shutil.disk_usage(partial).free < FULL
         shutil.rmtree(partial)  # what failed may be what filled the disk
+        if full and isinstance(error, Exception) and not isinstance(error, BuildError):
+            # safetensors and numpy's tofile do not say so by errno.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise
     seconds = round(perf_counter() - start, 1)
     (partial / TIMES).write_text(json.dumps({**times(source), title: seconds}), "utf-8")

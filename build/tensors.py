@@ -66,12 +66,12 @@ def parse(text: bytes, size: int | None, file: str) -> dict[str, Tensor]:
 def read_header(path: Path) -> dict[str, Tensor]:
     """Read the header of a file on disk and nothing else of it. Raises BuildError."""
     with path.open("rb") as stream:
-        base = header_size(stream.read(PREFIX), path.name)
+        base = header_size(stream.read(PREFIX), named(path))
         text = stream.read(base - PREFIX)
     size = path.stat().st_size
     if base > size:
-        raise corrupt(path.name, f"it ends inside its header, after {size} bytes")
-    return parse(text, size, path.name)
+        raise corrupt(named(path), f"it ends inside its header, after {size} bytes")
+    return parse(text, size, named(path))
 
 
 def read(path: Path, start: int, stop: int) -> Iterator[bytes]:
@@ -81,7 +81,7 @@ def read(path: Path, start: int, stop: int) -> Iterator[bytes]:
         while start < stop:
             chunk = stream.read(min(CHUNK, stop - start))
             if not chunk:
-                raise corrupt(path.name, f"it ends after {start} bytes")
+                raise corrupt(named(path), f"it ends after {start} bytes")
             start += len(chunk)
             yield chunk
 
@@ -99,9 +99,16 @@ def header(tensors: Mapping[str, Tensor]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
+def named(path: Path) -> str:
+    """The file as people know it, and where its bytes are: the hub's cache holds links to them."""
+    return f"{path.name} at {path.resolve()}"
+
+
 def corrupt(file: str, what: str) -> BuildError:
     """The error for a file whose bytes contradict each other."""
-    return BuildError(f"{file} is cut short or corrupt: {what}. Download or copy it again.")
+    return BuildError(
+        f"{file} is cut short or corrupt: {what}. Delete it, and download or copy it again."
+    )
 
 
 def _tensor(entry: object, base: int) -> Tensor:

@@ -59,11 +59,14 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 def to_pixel_values(rgb: Rgb, height: int, width: int, how: Normalisation) -> PixelValues:
     """Resize and normalise [h, w, 3] RGB into [1, 3, height, width]; the aspect is not kept."""
     resample = Image.Resampling[how.resample.upper()]
-    resized = np.asarray(Image.fromarray(rgb).resize((width, height), resample))
+    resized = rgb
+    if rgb.shape[:2] != (height, width):
+        resized = np.asarray(Image.fromarray(rgb).resize((width, height), resample))
     levels = _levels(how)
     out = np.empty((1, 3, height, width), np.float32)
     for channel in range(3):
-        np.take(levels[channel], resized[:, :, channel], out=out[0, channel])
+        # No byte is out of range; to make sure of it, numpy would fill a buffer first.
+        np.take(levels[channel], resized[:, :, channel], out=out[0, channel], mode="clip")
     return out
 
 

@@ -1,6 +1,6 @@
 /**
  * The whole way through a real Electron: page → preload → main → sidecar and back. Untried: where this
- * was written, Electron's binary could not be had.
+ * was written, Electron's binary could not be had. The workflow runs it on three systems.
  *
  *   electron e2e.cjs IMAGE       beside vision-sidecar/ and vision-model/
  */

@@ -17,12 +17,11 @@ async function main(): Promise<void> {
   const starting = VisionSidecar.start({
     log: ({ source, level, message }) => console.error(`${source} ${level}: ${message}`),
   });
-  closeBeforeQuit(app, starting); // the user may quit while the model loads
-  await app.whenReady();
-  const sidecar = await starting;
-  followPower(powerMonitor, sidecar);
-  registerVisionIpc(ipcMain, sidecar, { allow: [pathToFileURL(page).href] });
+  // The window need not wait for the model, and the user may quit while it loads.
+  closeBeforeQuit(app, starting);
+  registerVisionIpc(ipcMain, starting, { allow: [pathToFileURL(page).href] });
 
+  await app.whenReady();
   const window = new BrowserWindow({
     width: 1000,
     height: 800,
@@ -33,6 +32,7 @@ async function main(): Promise<void> {
     },
   });
   await window.loadFile(page);
+  followPower(powerMonitor, await starting);
 }
 
 app.on('window-all-closed', () => app.quit());

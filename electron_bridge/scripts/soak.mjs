@@ -1,6 +1,7 @@
 /**
  * Hours of an app's life in minutes, on a real sidecar with a tiny model; Linux only, as it reads /proc.
- * `npm run soak [ROUNDS [ENCODES]]` (200 and 10000): parents killed, sidecars killed, and many encodes.
+ * `npm run soak [ROUNDS [ENCODES]]` (200 and 10000; 0 leaves that part out): parents killed, sidecars
+ * killed, and many encodes.
  */
 
 import { fork } from 'node:child_process';
@@ -18,9 +19,11 @@ const started = { ...program, modelDir, threads: 1 };
 let failed = false;
 
 try {
-  await killParents();
-  await killSidecars();
-  await encodeMany();
+  if (rounds > 0) {
+    await killParents();
+    await killSidecars();
+  }
+  if (encodes > 0) await encodeMany();
 } finally {
   rmSync(scratch, { recursive: true });
 }
@@ -109,7 +112,7 @@ async function encodeMany() {
   report(
     flat,
     `${encodes} encodes, from a tenth of them to all: heap ${mb(first.heap)} → ${mb(last.heap)}, ` +
-      `RSS ${mb(first.rss)} → ${mb(last.rss)}, the sidecar's ${mb(first.sidecar)} → ${mb(last.sidecar)} ` +
+      `RSS ${samples.map(({ rss }) => (rss / 1e6).toFixed(0)).join(' → ')} MB, the sidecar's ${mb(first.sidecar)} → ${mb(last.sidecar)} ` +
       `(peak ${mb(memory.peak_rss_bytes)}), open files ${first.handles} → ${last.handles}, ` +
       `listeners ${first.listeners} → ${last.listeners}`,
   );

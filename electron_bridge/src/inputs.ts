@@ -27,6 +27,7 @@ export interface PixelInput {
   readonly shape: readonly number[];
 }
 
+/** What can be encoded: a file, its bytes, raw pixels, or a tensor. */
 export type Input = PathInput | ImageInput | RgbInput | PixelInput;
 
 /**
@@ -43,36 +44,36 @@ export function rgbFromRgba(
   width: number,
   height: number,
 ): RgbInput {
-  return withoutAlpha(rgba, width, height, 0, 2);
+  return onWhite(rgba, width, height, 0, 2, (colour, alpha) => Math.round((colour * alpha) / 255));
 }
 
 /**
- * Three bytes per pixel out of BGRA, as `nativeImage.toBitmap()` gives on every desktop system. Alpha is
- * blended onto white.
+ * Three bytes per pixel out of BGRA, as `nativeImage.toBitmap()` gives on every desktop system: its
+ * colours are multiplied by alpha already. What is transparent lies on white.
  */
 export function rgbFromBgra(
   bgra: Uint8Array | Uint8ClampedArray,
   width: number,
   height: number,
 ): RgbInput {
-  return withoutAlpha(bgra, width, height, 2, 0);
+  return onWhite(bgra, width, height, 2, 0, (colour, alpha) => Math.min(colour, alpha));
 }
 
-function withoutAlpha(
+function onWhite(
   source: Uint8Array | Uint8ClampedArray,
   width: number,
   height: number,
   red: number,
   blue: number,
+  weigh: (colour: number, alpha: number) => number,
 ): RgbInput {
   checkSize(source, width, height, 4);
   const rgb = new Uint8Array(width * height * 3);
   for (let from = 0, to = 0; from < source.length; from += 4, to += 3) {
     const alpha = source[from + 3] as number;
-    const white = 255 * (255 - alpha);
-    rgb[to] = Math.round(((source[from + red] as number) * alpha + white) / 255);
-    rgb[to + 1] = Math.round(((source[from + 1] as number) * alpha + white) / 255);
-    rgb[to + 2] = Math.round(((source[from + blue] as number) * alpha + white) / 255);
+    rgb[to] = weigh(source[from + red] as number, alpha) + 255 - alpha;
+    rgb[to + 1] = weigh(source[from + 1] as number, alpha) + 255 - alpha;
+    rgb[to + 2] = weigh(source[from + blue] as number, alpha) + 255 - alpha;
   }
   return { rgb, width, height };
 }

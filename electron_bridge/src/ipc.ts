@@ -44,6 +44,7 @@ export interface IpcMainLike {
   removeHandler(channel: string): void;
 }
 
+/** Which pages may ask, and how much. */
 export interface IpcOptions {
   /**
    * Which pages may ask: origins (`app://main`, `https://example.org`), `file:` URLs (one that ends in
@@ -61,16 +62,19 @@ export interface IpcOptions {
 type Page = Map<string | number, AbortController>;
 
 /**
- * Answers the pages that `exposeVision` serves. A page that is not allowed gets `ipc.forbidden`.
- * Returns a function that takes the handlers away again.
+ * Answers the pages that `exposeVision` serves. A page that is not allowed gets `ipc.forbidden`. A
+ * sidecar that is still starting may be given as its promise: then a window can open meanwhile, and
+ * its calls wait. Returns a function that takes the handlers away again.
  */
 export function registerVisionIpc(
   ipcMain: IpcMainLike,
-  sidecar: Served,
+  sidecar: Served | PromiseLike<Served>,
   { allow, maxBytes = 64 * 2 ** 20, maxCalls = 8 }: IpcOptions,
 ): () => void {
   const pages = new Map<SenderLike, Page>();
   const watchers = new Set<SenderLike>();
+  const started = Promise.resolve(sidecar);
+  let state: SidecarState = 'state' in sidecar ? sidecar.state : 'starting';
   const permits =
     typeof allow === 'function' ? allow : (frame: FrameLike) => isListed(frame, allow);
   let calls = 0;
@@ -90,7 +94,7 @@ export function registerVisionIpc(
     });
     return page;
   };
-  const serve = <T>(work: (input: Input, options: Options) => Promise<T>) => {
+  const serve = <T>(work: (served: Served, input: Input, options: Options) => Promise<T>) => {
     return async (event: InvokeEventLike, given: unknown, wanted: unknown): Promise<Outcome<T>> => {
       try {
         check(event);
@@ -104,7 +108,8 @@ export function registerVisionIpc(
         const controller = new AbortController();
         page.set(key, controller);
         try {
-          return { ok: true, value: await work(input, { ...options, signal: controller.signal }) };
+          const { signal } = controller;
+          return { ok: true, value: await work(await started, input, { ...options, signal }) };
         } finally {
           page.delete(key);
         }
@@ -116,11 +121,11 @@ export function registerVisionIpc(
 
   ipcMain.handle(
     CHANNELS.encode,
-    serve((input, options) => sidecar.encode(input, options)),
+    serve((served, input, options) => served.encode(input, options)),
   );
   ipcMain.handle(
     CHANNELS.heatmap,
-    serve((input, { outputs, heatmap, ...options }) => sidecar.heatmap(input, options)),
+    serve((served, input, { outputs, heatmap, ...options }) => served.heatmap(input, options)),
   );
   ipcMain.handle(CHANNELS.cancel, (event, token) => {
     check(event);
@@ -130,15 +135,28 @@ export function registerVisionIpc(
     check(event);
     pageOf(event.sender);
     watchers.add(event.sender);
-    event.sender.send(CHANNELS.state, sidecar.state);
+    event.sender.send(CHANNELS.state, state);
   });
-  const tell = (state: SidecarState): void => {
+  const tell = (now: SidecarState): void => {
+    if (now === state) return;
+    state = now;
     for (const watcher of watchers) if (!watcher.isDestroyed()) watcher.send(CHANNELS.state, state);
   };
-  sidecar.on('state', tell);
+  let forget = (): void => undefined;
+  let disposed = false;
+  void started.then(
+    (served) => {
+      if (disposed) return;
+      served.on('state', tell);
+      forget = () => void served.off('state', tell);
+      tell(served.state);
+    },
+    () => tell('failed'),
+  );
 
   return () => {
-    sidecar.off('state', tell);
+    disposed = true;
+    forget();
     for (const channel of Object.values(CHANNELS)) ipcMain.removeHandler(channel);
     for (const page of pages.values()) for (const call of page.values()) call.abort();
   };

@@ -29,6 +29,7 @@ export interface RendererOptions {
   readonly token?: string;
 }
 
+/** What a page gets: the arrays that it asked for, and the PNG where it asked for a heatmap. */
 export type RendererEncoding = EncodingDetails & {
   readonly [name in OutputName]?: Tensor;
 } & { readonly heatmapPng?: Uint8Array };
@@ -40,6 +41,7 @@ export type Outcome<T> =
 
 /** What a page finds at `window.vision`. */
 export interface VisionApi {
+  /** Encodes one image, or one batch of pixel values. */
   encode(input: RendererInput, options?: RendererOptions): Promise<Outcome<RendererEncoding>>;
   /** The bytes of a PNG. */
   heatmap(
@@ -81,8 +83,9 @@ export function exposeVision(
     onState: (listener) => {
       const heard = (_event: unknown, state: SidecarState): void => listener(state);
       ipcRenderer.on(CHANNELS.state, heard);
-      void invoke(CHANNELS.watch).catch(() => undefined); // a page that is not allowed hears nothing
-      return () => void ipcRenderer.off(CHANNELS.state, heard);
+      const stop = (): void => void ipcRenderer.off(CHANNELS.state, heard);
+      void invoke(CHANNELS.watch).catch(stop); // a page that is not allowed hears nothing
+      return stop;
     },
   });
 }

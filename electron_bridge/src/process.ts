@@ -55,10 +55,11 @@ const MAX_STDERR_LINE = 4096;
 const DRAIN_MS = 100; // a grandchild may hold the pipes open for ever
 
 const NATIVE_SIGNALS = new Set(['SIGSEGV', 'SIGILL', 'SIGBUS', 'SIGABRT', 'SIGFPE', 'SIGTRAP']);
-// Windows reports an exception as the exit code: access violation, illegal instruction, division by
-// zero, stack overflow, heap corruption, fail-fast.
+// Windows reports an exception as the exit code: access violation, in-page error, illegal and
+// privileged instruction, division by zero, stack overflow, heap corruption, fail-fast, breakpoint.
 const NATIVE_CODES = new Set([
-  0xc0000005, 0xc000001d, 0xc0000094, 0xc00000fd, 0xc0000374, 0xc0000409,
+  0xc0000005, 0xc0000006, 0xc000001d, 0xc0000096, 0xc0000094, 0xc00000fd, 0xc0000374, 0xc0000409,
+  0x80000003,
 ]);
 
 const JUNK: Fault = {
@@ -234,7 +235,11 @@ export class Keeper {
   }
 }
 
-function ending(code: number | null, signal: string | null): Pick<Exit, 'reason' | 'native'> {
+/** What Node tells of a process's end, in words, and whether machine code is to blame. */
+export function ending(
+  code: number | null,
+  signal: string | null,
+): Pick<Exit, 'reason' | 'native'> {
   if (signal !== null) return { reason: `signal ${signal}`, native: NATIVE_SIGNALS.has(signal) };
   const unsigned = (code ?? 0) >>> 0;
   const shown = unsigned > 255 ? `0x${unsigned.toString(16).toUpperCase()}` : String(unsigned);

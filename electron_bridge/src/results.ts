@@ -16,6 +16,7 @@ export const OUTPUTS = {
   pooledEmbedding: 'pooled_embedding',
 } as const;
 
+/** The name of an array that `encode` gives. */
 export type OutputName = keyof typeof OUTPUTS;
 
 /** Milliseconds. `roundTripMs` is measured here, from sending to receiving; the others in the sidecar. */

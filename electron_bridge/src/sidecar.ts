@@ -51,6 +51,7 @@ export interface LogEntry {
   readonly fields?: Readonly<Record<string, unknown>>;
 }
 
+/** The events of a `VisionSidecar`, and what their listeners are called with. */
 export interface SidecarEvents {
   state: [state: SidecarState, detail: StateDetail];
   /** The sidecar died in machine code and goes on with ONNX Runtime's own operators only. */
@@ -58,6 +59,7 @@ export interface SidecarEvents {
   log: [entry: LogEntry];
 }
 
+/** How a sidecar is found and run. Without any, it is the app's own, with its own model. */
 export interface StartOptions {
   /** The model directory. Default: `vision-model` among the app's resources. */
   readonly modelDir?: string;
@@ -102,6 +104,7 @@ export interface HeatmapOptions {
   readonly legend?: boolean;
 }
 
+/** Whether `encode` draws a heatmap too, and how. */
 export type HeatmapChoice = boolean | HeatmapOptions | undefined;
 
 /** What every call takes. */
@@ -230,6 +233,7 @@ export class VisionSidecar extends EventEmitter<SidecarEvents> implements AsyncD
     if (options.onState) this.on('state', options.onState);
   }
 
+  /** As the `state` event told last. */
   get state(): SidecarState {
     return publicState(this.#keeper.state);
   }
@@ -326,6 +330,7 @@ export class VisionSidecar extends EventEmitter<SidecarEvents> implements AsyncD
     await this.#reach('closed');
   }
 
+  /** `close`, at the end of the block of an `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

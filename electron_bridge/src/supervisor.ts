@@ -5,6 +5,7 @@
 
 import type { Fault } from './errors.js';
 
+/** Whether the sidecar uses operators of its own where the processor gains by them. */
 export type Kernels = 'auto' | 'off';
 
 /** What is remembered from one run of the sidecar to the next. */

@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import type { TestContext } from 'node:test';
+import type { Clock } from '../src/clock.js';
 import { type StartOptions, VisionSidecar } from '../src/sidecar.js';
 import { POLICY, type Policy } from '../src/supervisor.js';
 
@@ -11,13 +12,14 @@ export const child = path.resolve(__dirname, '..', '..', 'test', 'fixtures', 'ch
 
 export interface Asked extends StartOptions {
   readonly policy?: Partial<Policy>;
+  readonly clock?: Clock;
 }
 
 /** Restarts come soon; what fails to start or is left open is closed when the test ends. */
 export async function startFake(
   t: TestContext,
   behaviour: string,
-  { policy, ...options }: Asked = {},
+  { policy, clock, ...options }: Asked = {},
 ): Promise<VisionSidecar> {
   const modelDir = mkdtempSync(path.join(tmpdir(), 'fake-model-'));
   writeFileSync(path.join(modelDir, 'manifest.json'), '{}');
@@ -36,7 +38,10 @@ export async function startFake(
       signal: controller.signal,
       ...options,
     },
-    { policy: { ...POLICY, backoffMs: [50, 50, 50, 50], graceMs: 300, ...policy } },
+    {
+      policy: { ...POLICY, backoffMs: [50, 50, 50, 50], graceMs: 300, ...policy },
+      ...(clock && { clock }),
+    },
   );
   return sidecar;
 }

@@ -78,8 +78,9 @@ test('RGBA loses its alpha onto white', () => {
   assert.deepEqual([...rgb], [10, 20, 30, 255, 255, 255, 206, 208, 210]);
 });
 
-test('BGRA is turned round', () => {
-  const { rgb, width, height } = rgbFromBgra(pixels, 1, 3);
+test('BGRA, whose colours are multiplied by alpha, is turned round', () => {
+  const bitmap = Uint8Array.of(10, 20, 30, 255, 0, 0, 0, 0, 2, 4, 6, 51);
+  const { rgb, width, height } = rgbFromBgra(bitmap, 1, 3);
   assert.deepEqual([...rgb], [30, 20, 10, 255, 255, 255, 210, 208, 206]);
   assert.deepEqual([width, height], [1, 3]);
 });

@@ -43,7 +43,11 @@ class FakeIpc {
 }
 
 /** A page's `window.vision`, over IPC, in front of a sidecar that keeps what it is asked. */
-function setUp(options: Partial<IpcOptions> = {}, encode?: Served['encode']) {
+function setUp(
+  options: Partial<IpcOptions> = {},
+  encode?: Served['encode'],
+  start: (sidecar: Served) => Served | Promise<Served> = (sidecar) => sidecar,
+) {
   const ipc = new FakeIpc();
   const asked: unknown[][] = [];
   const sidecar = Object.assign(new EventEmitter(), {
@@ -57,7 +61,10 @@ function setUp(options: Partial<IpcOptions> = {}, encode?: Served['encode']) {
       return Uint8Array.of(1);
     },
   });
-  const dispose = registerVisionIpc(ipc, sidecar as Served, { allow: ['app://main'], ...options });
+  const dispose = registerVisionIpc(ipc, start(sidecar as Served), {
+    allow: ['app://main'],
+    ...options,
+  });
   const exposed = new Map<string, VisionApi>();
   exposeVision(
     { exposeInMainWorld: exposed.set.bind(exposed) },
@@ -71,6 +78,8 @@ function setUp(options: Partial<IpcOptions> = {}, encode?: Served['encode']) {
 }
 
 const image = Uint8Array.of(1, 2, 3);
+
+const settled = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
 test('a page that is allowed gets its answer', async () => {
   const { vision, asked } = setUp();
@@ -214,15 +223,55 @@ test('a page hears the state, now and after each change, until it stops listenin
   const { vision, sidecar } = setUp();
   const heard: string[] = [];
   const stop = vision.onState((state) => heard.push(state));
-  await new Promise((resolve) => setImmediate(resolve));
+  await settled();
   sidecar.emit('state', 'restarting');
   stop();
   sidecar.emit('state', 'ready');
   assert.deepEqual(heard, ['ready', 'restarting']);
 });
 
-test('what was registered can be taken away again', () => {
+test('a page that is open while the sidecar starts hears so, and its calls wait', async () => {
+  let ready = (): void => undefined;
+  const { vision, asked } = setUp({}, undefined, (sidecar) => {
+    return new Promise((resolve) => {
+      ready = () => resolve(sidecar);
+    });
+  });
+  const heard: string[] = [];
+  vision.onState((state) => heard.push(state));
+  const call = vision.encode({ image });
+  await settled();
+  assert.deepEqual([heard, asked], [['starting'], []]);
+  ready();
+  assert.ok((await call).ok);
+  assert.deepEqual(heard, ['starting', 'ready']);
+});
+
+test('a page whose sidecar cannot start hears so', async () => {
+  const { vision } = setUp({}, undefined, async () => {
+    throw new SidecarError({ code: 'model.invalid', message: 'a file has changed.' });
+  });
+  const heard: string[] = [];
+  vision.onState((state) => heard.push(state));
+  const outcome = await vision.encode({ image });
+  assert.equal(outcome.ok || outcome.error.code, 'model.invalid');
+  await settled();
+  assert.equal(heard.at(-1), 'failed');
+});
+
+test('a page that is not allowed hears no state', async () => {
+  const { ipc, vision } = setUp();
+  ipc.frame = { url: 'https://example.org/', parent: null };
+  const heard: string[] = [];
+  vision.onState((state) => heard.push(state));
+  await settled();
+  ipc.page.emit(CHANNELS.state, {}, 'ready'); // meant for the page that was here before
+  assert.deepEqual(heard, []);
+});
+
+test('what was registered can be taken away again', async () => {
   const { ipc, sidecar, dispose } = setUp();
+  await settled();
   dispose();
   assert.equal(ipc.channels, 0);
   assert.equal(sidecar.listenerCount('state'), 0);

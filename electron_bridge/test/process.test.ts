@@ -1,7 +1,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { ending } from '../src/process.js';
+import { POLICY } from '../src/supervisor.js';
 import type { Asked } from './fake.js';
 import { lives, reached, startFake } from './fake.js';
+import { FakeClock } from './fakeClock.js';
 
 const image = new Uint8Array(8);
 
@@ -91,6 +94,23 @@ test('a child that exits after ready is restarted until the circuit opens', asyn
   assert.equal(sidecar.state, 'ready');
 });
 
+test('restarts wait 0.25, 1, 4 and 15 s, a fifth more or less; the fifth crash is the last', async (t) => {
+  const clock = new FakeClock();
+  const { backoffMs, jitter } = POLICY;
+  const sidecar = await startFake(t, 'good', { clock, policy: { backoffMs } });
+  for (const ms of [250, 1000, 4000, 15_000]) {
+    process.kill(sidecar.pid as number, 'SIGKILL');
+    await reached(sidecar, 'restarting');
+    clock.advance(ms * (1 - jitter) - 1);
+    assert.equal(sidecar.state, 'restarting');
+    clock.advance(ms * 2 * jitter + 2);
+    assert.equal(sidecar.state, 'starting');
+    await reached(sidecar, 'ready');
+  }
+  process.kill(sidecar.pid as number, 'SIGKILL');
+  await reached(sidecar, 'failed');
+});
+
 test('all calls in flight reject when the sidecar dies, and later ones wait for the restart', async (t) => {
   const sidecar = await startFake(t, 'never-answers');
   const calls = Array.from({ length: 10 }, () => sidecar.encode({ image }));
@@ -152,6 +172,30 @@ test('a crash in machine code is answered by a start without our kernels', async
   assert.match(reasons.join(), /SIGABRT.*kernels off/);
 });
 
+const ends: Record<string, [number | null, string | null, string, boolean]> = {
+  'an illegal instruction': [null, 'SIGILL', 'signal SIGILL', true],
+  'a segmentation fault': [null, 'SIGSEGV', 'signal SIGSEGV', true],
+  'a bus error': [null, 'SIGBUS', 'signal SIGBUS', true],
+  'an abort': [null, 'SIGABRT', 'signal SIGABRT', true],
+  'a kill': [null, 'SIGKILL', 'signal SIGKILL', false],
+  'an error of Python': [1, null, 'exit code 1', false],
+  'an access violation on Windows': [0xc0000005, null, 'exit code 0xC0000005', true],
+  'an illegal instruction on Windows, as a signed number': [
+    0xc000001d | 0,
+    null,
+    'exit code 0xC000001D',
+    true,
+  ],
+  'a fail-fast on Windows': [0xc0000409, null, 'exit code 0xC0000409', true],
+  'a closed console on Windows': [0xc000013a, null, 'exit code 0xC000013A', false],
+};
+
+for (const [what, [code, signal, reason, native]] of Object.entries(ends)) {
+  test(`${what} is ${native ? '' : 'not '}a crash in machine code`, () => {
+    assert.deepEqual(ending(code, signal), { reason, native });
+  });
+}
+
 test('kernels that were asked to be off are off from the first start', async (t) => {
   const sidecar = await startFake(t, 'aborts-unless-off', { kernels: 'off' });
   assert.equal((await sidecar.stats()).kernels, 'off');
@@ -205,4 +249,18 @@ test('keys are new at each start, and stand neither in arguments nor in the envi
     seen.push(key);
   }
   assert.notEqual(seen[0], seen[1]);
+});
+
+test('Electron’s own switches do not reach the sidecar; the rest of the environment does', async (t) => {
+  const lines: string[] = [];
+  const start = startFake(t, '', {
+    args: ['-e', 'console.error(JSON.stringify(process.env)); process.exit(1)', '--'],
+    env: { ...process.env, ELECTRON_RUN_AS_NODE: '1', OURS: 'kept' },
+    log: (entry) => void lines.push(entry.message),
+  });
+  await assert.rejects(start, { code: 'sidecar.exited' });
+  const { OURS, ELECTRON_RUN_AS_NODE } = JSON.parse(
+    lines.find((line) => line[0] === '{') as string,
+  );
+  assert.deepEqual([OURS, ELECTRON_RUN_AS_NODE], ['kept', undefined]);
 });

@@ -316,6 +316,21 @@ def test_a_truncated_shard_is_named(user: User, hub: Hub, tmp_path: Path) -> Non
     assert "model.safetensors is cut short or corrupt" in user.fails("someone/cut")
 
 
+def test_a_shard_that_is_damaged_in_the_hubs_own_cache_is_named_with_its_place(
+    user: User, hub: Hub, weights: bytes
+) -> None:
+    hub.ranges = False
+    user.succeeds()
+    cached = sorted((user.home / "hf" / "hub").glob("models--*/snapshots/*/*.safetensors"))
+    damaged = cached[-1].resolve()
+    damaged.write_bytes(damaged.read_bytes()[:-1000])
+    said = user.fails()
+    assert f"{cached[-1].name} at {damaged} is cut short or corrupt" in said
+    assert "Delete it" in said
+    damaged.unlink()
+    assert user.succeeds() == weights
+
+
 def test_the_command_line_says_one_sentence_and_writes_nothing(user: User, hub: Hub) -> None:
     hub.gated = True
     done = subprocess.run(

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,29 +11,30 @@ from pathlib import Path
 import pytest
 
 from build import pipeline
+from build.__main__ import explain, main, place
 from build.checkpoint import Checkpoint
 from build.recipes import RECIPES, Choice
 from build.validate import REPORT
 from tests import tiny
 
-STEPS = [Checkpoint.__name__, *(type(step).__name__ for step in RECIPES["float"](Choice()))]
+STEPS = [Checkpoint.__name__, *(type(step).__name__ for step in RECIPES["default"](Choice()))]
 
 # Builds killed/out once for every name given, in a fork that SIGKILL ends while the step of that
 # name is writing; then to the end; then whole/out at one go. Forks, because importing torch takes
 # longer than a step.
 DRIVER = """
-import os, signal, sys
+import os, shutil, signal, sys, types
 from build import __main__ as cli
 from build.checkpoint import Checkpoint
 from build.recipes import RECIPES, Choice
 
 source, place, *names = sys.argv[1:]
-steps = {type(step).__name__: type(step) for step in RECIPES["float"](Choice())}
+steps = {type(step).__name__: type(step) for step in RECIPES["default"](Choice())}
 steps["Checkpoint"] = Checkpoint
 
-def die(step, source, out):
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "half-written").write_bytes(b"x" * 1000)
+def die(*arguments):
+    out = arguments[-1]
+    (out / "half-written" if out.is_dir() else out).write_bytes(b"x" * 1000)
     os.kill(os.getpid(), signal.SIGKILL)
 
 def build(inside, killed_in=None):
@@ -41,10 +43,10 @@ def build(inside, killed_in=None):
     child = os.fork()
     if not child:
         if killed_in == "place":  # where the finished model is copied to --out
-            cli.shutil.copytree = lambda source, out, **rest: die(None, source, out)
+            cli.shutil = types.SimpleNamespace(**vars(shutil) | {"copyfile": die})
         elif killed_in:
             steps[killed_in].__call__ = die
-        code = cli.main([source, "--out", out, "--work", work, "--no-bars", "--recipe", "float"])
+        code = cli.main([source, "--out", out, "--work", work, "--no-bars"])
         sys.stdout.flush()
         os._exit(code)
     _, status = os.waitpid(child, 0)
@@ -105,3 +107,50 @@ def test_a_build_that_fails_leaves_no_half_written_files(tmp_path: Path) -> None
     with pytest.raises(OSError, match="No space"):
         pipeline.run([Fill()], tmp_path, tmp_path / "work", "", lambda _: None)
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_place_where_no_model_can_be_put_is_told_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["nowhere", "--out", str(tmp_path / "file" / "out")]) == 1
+    assert "file" in capsys.readouterr().err
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert main(["nowhere", "--out", str(tmp_path / "new" / "out")]) == 1
+    assert "expected to write into" in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Vague:
+    """As numpy's tofile, which names no errno."""
+
+    def __call__(self, source: Path, out: Path) -> None:
+        raise OSError("100000 requested and 16384 written")
+
+
+def test_a_disk_that_fills_is_named_though_the_library_that_wrote_does_not_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OSError, match="requested"):
+        pipeline.run([Vague()], tmp_path, tmp_path / "work", "", lambda _: None)
+    usage = shutil.disk_usage(tmp_path)._replace(free=4096)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match="No space"):
+        pipeline.run([Vague()], tmp_path, tmp_path / "work", "", lambda _: None)
+
+
+def test_a_disk_that_fills_under_the_model_directory_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        target.write_bytes(b"x" * 1000)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "manifest.json").touch()
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        place(made, tmp_path / "out", "key")
+    assert "the disk is full. Make room" in explain(caught.value, tmp_path)
+    assert list(tmp_path.iterdir()) == [made]

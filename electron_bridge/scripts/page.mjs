@@ -1,0 +1,144 @@
+/**
+ * The example app, its main process under plain Node and its page in headless Chromium: the page, its
+ * security policy, the preload script and registerVisionIpc are the real ones, and of Electron there
+ * stands in what they use. `npm run page [PICTURE.png]` writes what the page then looks like.
+ * Needs Chromium (at CHROMIUM, else /usr/bin/chromium) and the npm registry.
+ */
+
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { EventEmitter } from 'node:events';
+import { cpSync, readFileSync, rmSync } from 'node:fs';
+import Module, { createRequire } from 'node:module';
+import path from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { chromium } from 'playwright-core';
+import { prepare } from './fresh.mjs';
+
+const picture = path.resolve(process.argv[2] ?? path.join('..', '.work', 'page.png'));
+const tsc = createRequire(import.meta.url).resolve('typescript/bin/tsc');
+const fresh = prepare();
+const app = path.join(fresh, 'app');
+cpSync('example', app, { recursive: true });
+// npm run check has looked at its types; those of Node come with electron, which is not installed here.
+const types = ['--noCheck', '--typeRoots', path.resolve('node_modules', '@types')];
+execFileSync(process.execPath, [tsc, '-p', app, ...types], { stdio: 'inherit' });
+process.chdir(fresh);
+
+const handlers = new Map();
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+  args: ['--no-sandbox', '--allow-file-access-from-files'],
+});
+
+class App extends EventEmitter {
+  whenReady = async () => undefined;
+  exit = (code) => process.exit(code);
+
+  quit() {
+    let held = false;
+    this.emit('before-quit', { preventDefault: () => (held = true) });
+    if (!held) this.emit('quit');
+  }
+}
+
+class BrowserWindow {
+  #options;
+
+  constructor(options) {
+    this.#options = options;
+  }
+
+  async loadFile(file) {
+    const { width, height, webPreferences } = this.#options;
+    const page = await browser.newPage({ viewport: { width, height } });
+    await exposeIpc(page);
+    await page.addInitScript(preload(readFileSync(webPreferences.preload, 'utf8')));
+    await page.goto(pathToFileURL(file).href);
+    opened(page);
+  }
+}
+
+/** Between the page and the handlers; typed arrays are cloned, as Electron does. */
+async function exposeIpc(page) {
+  const sender = Object.assign(new EventEmitter(), {
+    id: 1,
+    isDestroyed: () => page.isClosed(),
+    send: (...message) => void page.evaluate((sent) => globalThis.hear(...sent), message),
+  });
+  await page.exposeBinding('invoke', ({ frame }, channel, ...args) => {
+    const senderFrame = { url: frame.url(), parent: frame.parentFrame() };
+    return handlers.get(channel)({ sender, senderFrame }, ...args);
+  });
+}
+
+/** The script as a sandboxed preload runs: it can require electron and nothing else. */
+function preload(script) {
+  return `(() => {
+    const heard = new EventTarget();
+    globalThis.hear = (channel, value) =>
+      heard.dispatchEvent(new CustomEvent(channel, { detail: value }));
+    const electron = {
+      contextBridge: { exposeInMainWorld: (name, api) => { globalThis[name] = api; } },
+      ipcRenderer: {
+        invoke: globalThis.invoke,
+        on: (channel, listener) =>
+          heard.addEventListener(channel, (event) => listener(event, event.detail)),
+      },
+    };
+    const require = (name) => {
+      if (name === 'electron') return electron;
+      throw new Error('a sandboxed preload cannot require ' + name);
+    };
+    ((exports) => { ${script} })({});
+  })()`;
+}
+
+const electron = {
+  app: new App(),
+  BrowserWindow,
+  ipcMain: {
+    handle: (channel, listener) => handlers.set(channel, listener),
+    removeHandler: (channel) => handlers.delete(channel),
+  },
+  powerMonitor: new EventEmitter(),
+};
+const load = Module._load;
+Module._load = (name, ...rest) => (name === 'electron' ? electron : load(name, ...rest));
+
+let opened;
+const opening = new Promise((resolve) => {
+  opened = resolve;
+});
+createRequire(import.meta.url)(path.join(app, 'dist', 'main.js'));
+
+try {
+  const page = await opening;
+  const errors = [];
+  page.on('pageerror', (error) => errors.push(error.message));
+  page.on('console', (line) => line.type() === 'error' && errors.push(line.text()));
+  const status = (pattern) =>
+    page.waitForFunction(
+      (expected) => new RegExp(expected).test(document.getElementById('status').textContent),
+      pattern,
+    );
+  await status('^Choose an image');
+  await page.setInputFiles('#file', path.join(fresh, 'scan.png'));
+  await status('^\\d+ ms$');
+  await page.waitForFunction(() => document.getElementById('picture').naturalWidth > 0);
+  await page.screenshot({ path: picture, fullPage: true });
+  const text = { name: 'text.png', mimeType: 'image/png', buffer: Buffer.from('no image') };
+  await page.setInputFiles('#file', text);
+  await status('^expected the bytes of a PNG');
+  await page.goto(pathToFileURL(path.join(fresh, 'package.json')).href);
+  const refused = await page.evaluate(() => globalThis.vision.encode({ image: Uint8Array.of(1) }));
+  assert.equal(refused.error.code, 'ipc.forbidden');
+  assert.deepEqual(errors, []);
+  const quit = new Promise((resolve) => electron.app.once('quit', resolve));
+  electron.app.emit('window-all-closed');
+  await quit;
+  console.log(`ok: the page shows its picture, ${picture}`);
+} finally {
+  await browser.close();
+  rmSync(fresh, { recursive: true });
+}
