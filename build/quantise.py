@@ -77,8 +77,8 @@ def quantise(
     for node in list(model.graph):
         if node.op_type == "Conv" and _constant(node.inputs[1]):
             weights_only(model, node, 1, axis=0)
-        elif node.op_type == "Resize" and _constant(node.inputs[0]):
-            weights_only(model, node, 0, axis=1)
+        elif node.op_type == "Reshape" and _constant(node.inputs[0]):  # the positions
+            weights_only(model, node, 0, axis=0)
 
 
 def smooth(model: ir.Model, node: ir.Node, factor: Array) -> None:

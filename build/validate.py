@@ -101,9 +101,9 @@ class Validate:
             },
             "cpu": cpu(),
         }
-        for figures_by_side in found.values():
+        for engine, figures_by_side in found.items():
             for side, figures in figures_by_side.items():
-                hold(self.bars, figures, side)
+                hold(self.bars, figures, f"{side} pixels on the {engine} graph")
         (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
         carry(source, out, graph.name, data.name, *KERNELS_GRAPHS, GOLDEN)
         carry(source, out, CONFIG, PREPROCESSOR, SOURCE)
@@ -143,13 +143,13 @@ def compare(
     yield "kendall_tau", _worst(tau, OUTPUTS[2], names, rows)
 
 
-def hold(bars: Bars, figures: Mapping[str, Figure], side: int) -> None:
+def hold(bars: Bars, figures: Mapping[str, Figure], where: str) -> None:
     """Raises BuildError for the first bar that is missed."""
     for name, bar in asdict(bars).items():
         figure = figures[name]
         if bar is not None and figure.value < bar:
             raise BuildError(
-                f"expected {name} of at least {bar} at {side} pixels, found {figure.value:.6f} "
+                f"expected {name} of at least {bar} at {where}, found {figure.value:.6f} "
                 f"({bar - figure.value:.6f} below): {figure.output} is worst for {figure.image}. "
                 "Calibrate with images like yours (--calibrate), or lower the bar (--bar)."
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -133,6 +134,17 @@ def test_the_seed_recipe_knows_the_native_size_only(built: dict[str, Path]) -> N
     assert manifest.load(built["seed"]).projection == "linear"
 
 
+def test_every_weight_is_stored_in_8_bits(built: dict[str, Path]) -> None:
+    model = onnx.load(built["default"] / "vision_encoder_quant.onnx", load_external_data=False)
+    stored = {
+        tensor.name: tensor.data_type
+        for tensor in model.graph.initializer
+        if np.prod(tensor.dims) > max(tensor.dims, default=0)  # more than a vector
+    }
+    assert len(stored) == 15  # six a layer; patches, positions, projection
+    assert set(stored.values()) == {onnx.TensorProto.INT8}
+
+
 def test_building_again_gives_the_same_bytes(
     built: dict[str, Path], checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -169,14 +181,15 @@ def test_a_bar_out_of_reach_stops_the_build_with_image_output_and_distance(
     said = capsys.readouterr().err
     assert "heatmap_r_min of at least 1.5" in said
     assert "below): attention_scores is worst for" in said
+    assert "images at 448 pixels:" in said  # while it went on
     assert manifest.load(tmp_path / "out").digest == before
 
 
 def test_bars_of_none_hold_nothing_back() -> None:
     figures = {name: Figure(-1.0, "pooled_embedding", "moon.png") for name in vars(Bars())}
-    hold(Bars(), figures, 448)
+    hold(Bars(), figures, "448 pixels")
     with pytest.raises(BuildError, match=r"kendall_tau of at least 0\.5 at 448 .* moon\.png"):
-        hold(Bars(kendall_tau=0.5), figures, 448)
+        hold(Bars(kendall_tau=0.5), figures, "448 pixels")
 
 
 def test_a_directory_that_is_not_a_model_is_never_replaced(
