@@ -151,16 +151,18 @@ class Calibrate:
         The image that bears a way worst speaks for it: beside one with large activations, a smooth
         one would hardly count.
         """
-        ends = x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)  # they make the range
-        tried = torch.cat([*ends, some(x, TRIED)], dim=1)
-        exact = (tried @ weight)[:, len(ends) :]
+        tried = some(x, TRIED)
+        exact = tried @ weight
         total = exact.square().sum(dim=(1, 2)).clamp(min=1e-30)
+        ends = x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)  # of the whole tensor
+        whole = torch.cat([tried, *ends], dim=1)
         best: dict[str, tuple[float, Way]] = {}
         for alpha in self.alphas:
             scale = divisor(x, weight, alpha)
             integers, steps = signed(weight * scale[:, None])
             for activations in ("int8", "int8 per token"):
-                found = Rounded(integers, steps, scale, activations)(tried)[:, len(ends) :]
+                layer = Rounded(integers, steps, scale, activations)
+                found = layer(whole if activations == "int8" else tried)[:, : tried.shape[1]]
                 error = float(((found - exact).square().sum(dim=(1, 2)) / total).max())
                 if activations not in best or error < best[activations][0]:
                     best[activations] = error, Way(activations, alpha)
