@@ -27,9 +27,6 @@ def build(name: str, *options: str) -> list[Path]:
     work = ROOT / ".work" / f"kernels-{name}"
     configure = ["cmake", "-Wno-dev", "-S", str(SOURCE), "-B", str(work)]
     configure += ["-DVISION_KERNELS_TESTS=ON", *options]
-    sources = ROOT / ".work" / "kernels" / "_deps" / "highway-src"
-    if sources.exists():  # what `make install` has downloaded
-        configure.append(f"-DFETCHCONTENT_SOURCE_DIR_HIGHWAY={sources}")
     configured = subprocess.run(configure, capture_output=True, text=True, check=False)
     if configured.returncode != 0:
         reason = (configured.stderr.strip().splitlines() or ["no reason given"])[-1]
