@@ -51,7 +51,7 @@ public, secret = zmq.curve_keypair()
 router = zmq.Context().socket(zmq.ROUTER)
 router.curve_server, router.curve_publickey, router.curve_secretkey = True, public, secret
 port = router.bind_to_random_port("tcp://127.0.0.1")
-print(port, public.decode(), flush=True)
+print(f"{port} {public.decode()}", flush=True)
 answer = [bytes(int(size)) for size in sys.argv[1:]]
 while os.getppid() == parent:
     if router.poll(1000):
