@@ -45,16 +45,18 @@ function picture() {
 
 async function echo() {
   const script = `
-import sys, zmq
+import os, sys, zmq
+parent = os.getppid()
 public, secret = zmq.curve_keypair()
 router = zmq.Context().socket(zmq.ROUTER)
 router.curve_server, router.curve_publickey, router.curve_secretkey = True, public, secret
 port = router.bind_to_random_port("tcp://127.0.0.1")
-print(port, public.decode(), flush=True)
+print(f"{port} {public.decode()}", flush=True)
 answer = [bytes(int(size)) for size in sys.argv[1:]]
-while True:
-    client, *_ = router.recv_multipart(copy=False)
-    router.send_multipart([client, *answer], copy=False)
+while os.getppid() == parent:
+    if router.poll(1000):
+        client, *_ = router.recv_multipart(copy=False)
+        router.send_multipart([client, *answer], copy=False)
 `;
   const python = program.args ? program.command : 'python3';
   const child = spawn(python, ['-c', script, ...answer.map(String)], {
