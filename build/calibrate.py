@@ -1,6 +1,6 @@
 """Rounds each linear layer to 8 bits so that what it makes of a few real images stays the same.
 
-Layer after layer, the images go through the tower twice: in float, and through what was rounded so
+Layer after layer, the images go through the tower twice: in float, and with the weights rounded so
 far. Nothing is decided by a layer's name: for each group of layers that share an input, every way
 of quantising it is tried, and the cheapest that is precise enough is taken. Then the weights are
 rounded one input channel after another, each making good what those before it lost (GPTQ,
@@ -134,14 +134,15 @@ class Calibrate:
         scale = divisor(actual, weight, way.alpha)
         smoothed = weight * scale[:, None]
         _, steps = signed(smoothed)
-        seen = Rounded(smoothed, steps, scale, way.activations).input(actual)
+        seen = actual / scale
         integers = gptq(smoothed / steps, moments(some(seen, SEEN)), self.damping)
         lost = mean(exact) @ weight.double() - mean(seen) @ (integers * steps).double()
         made = []
         start = 0
         for module in modules:
             part = slice(start, start := start + module.weight.shape[0])
-            made.append(Rounded(integers[:, part], steps[part], scale, way.activations))
+            # With float activations: their rounding differs from image to image and graph to graph.
+            made.append(Rounded(integers[:, part], steps[part], scale, "float"))
             made[-1].bias = module.bias + lost[part].float()
         return {**asdict(way), "error": float(f"{error:.3g}")}, made
 
@@ -151,16 +152,18 @@ class Calibrate:
         The image that bears a way worst speaks for it: beside one with large activations, a smooth
         one would hardly count.
         """
-        ends = x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)  # they make the range
-        tried = torch.cat([*ends, some(x, TRIED)], dim=1)
-        exact = (tried @ weight)[:, len(ends) :]
+        tried = some(x, TRIED)
+        exact = tried @ weight
         total = exact.square().sum(dim=(1, 2)).clamp(min=1e-30)
+        ends = x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)  # of the whole tensor
+        whole = torch.cat([tried, *ends], dim=1)
         best: dict[str, tuple[float, Way]] = {}
         for alpha in self.alphas:
             scale = divisor(x, weight, alpha)
             integers, steps = signed(weight * scale[:, None])
             for activations in ("int8", "int8 per token"):
-                found = Rounded(integers, steps, scale, activations)(tried)[:, len(ends) :]
+                layer = Rounded(integers, steps, scale, activations)
+                found = layer(whole if activations == "int8" else tried)[:, : tried.shape[1]]
                 error = float(((found - exact).square().sum(dim=(1, 2)) / total).max())
                 if activations not in best or error < best[activations][0]:
                     best[activations] = error, Way(activations, alpha)
