@@ -1,6 +1,6 @@
 """Rounds each linear layer to 8 bits so that what it makes of a few real images stays the same.
 
-Layer after layer, the images go through the tower twice: in float, and with the weights rounded so
+Layer after layer, the images go through the tower twice: in float, and through what was rounded so
 far. Nothing is decided by a layer's name: for each group of layers that share an input, every way
 of quantising it is tried, and the cheapest that is precise enough is taken. Then the weights are
 rounded one input channel after another, each making good what those before it lost (GPTQ,
@@ -94,7 +94,7 @@ class Calibrate:
     """
 
     alphas: tuple[float | None, ...] = (None, 0.25, 0.4, 0.5, 0.6, 0.75)
-    worth: float = 1.5  # in squared error
+    worth: float = 1.2  # in squared error
     limit: float = 0.01  # squared error, relative to the squared output
     damping: float = 0.01  # of the rounding, relative to the mean square of a channel
     folder: Folder | None = None
@@ -134,27 +134,22 @@ class Calibrate:
         scale = divisor(actual, weight, way.alpha)
         smoothed = weight * scale[:, None]
         _, steps = signed(smoothed)
-        seen = actual / scale
+        seen = Rounded(smoothed, steps, scale, way.activations).input(actual)
         integers = gptq(smoothed / steps, moments(some(seen, SEEN)), self.damping)
         lost = mean(exact) @ weight.double() - mean(seen) @ (integers * steps).double()
         made = []
         start = 0
         for module in modules:
             part = slice(start, start := start + module.weight.shape[0])
-            # With float activations: their rounding differs from image to image and graph to graph.
-            made.append(Rounded(integers[:, part], steps[part], scale, "float"))
+            made.append(Rounded(integers[:, part], steps[part], scale, way.activations))
             made[-1].bias = module.bias + lost[part].float()
         return {**asdict(way), "error": float(f"{error:.3g}")}, made
 
     def choose(self, x: Tensor, weight: Tensor) -> tuple[Way, float]:
-        """The way to quantise a group with this `weight` [in, out], and its error.
-
-        The image that bears a way worst speaks for it: beside one with large activations, a smooth
-        one would hardly count.
-        """
+        """The way to quantise a group with this `weight` [in, out], and its error."""
         tried = some(x, TRIED)
         exact = tried @ weight
-        total = exact.square().sum(dim=(1, 2)).clamp(min=1e-30)
+        total = exact.square().sum().clamp(min=1e-30)
         ends = x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)  # of the whole tensor
         whole = torch.cat([tried, *ends], dim=1)
         best: dict[str, tuple[float, Way]] = {}
@@ -164,7 +159,7 @@ class Calibrate:
             for activations in ("int8", "int8 per token"):
                 layer = Rounded(integers, steps, scale, activations)
                 found = layer(whole if activations == "int8" else tried)[:, : tried.shape[1]]
-                error = float(((found - exact).square().sum(dim=(1, 2)) / total).max())
+                error = float((found - exact).square().sum() / total)
                 if activations not in best or error < best[activations][0]:
                     best[activations] = error, Way(activations, alpha)
         per_tensor, per_token = best["int8"], best["int8 per token"]
