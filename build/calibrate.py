@@ -94,7 +94,7 @@ class Calibrate:
     """
 
     alphas: tuple[float | None, ...] = (None, 0.25, 0.4, 0.5, 0.6, 0.75)
-    worth: float = 1.5  # in squared error
+    worth: float = 1.2  # in squared error
     limit: float = 0.01  # squared error, relative to the squared output
     damping: float = 0.01  # of the rounding, relative to the mean square of a channel
     folder: Folder | None = None
@@ -146,14 +146,10 @@ class Calibrate:
         return {**asdict(way), "error": float(f"{error:.3g}")}, made
 
     def choose(self, x: Tensor, weight: Tensor) -> tuple[Way, float]:
-        """The way to quantise a group with this `weight` [in, out], and its error.
-
-        The image that bears a way worst speaks for it: beside one with large activations, a smooth
-        one would hardly count.
-        """
+        """The way to quantise a group with this `weight` [in, out], and its error."""
         tried = some(x, TRIED)
         exact = tried @ weight
-        total = exact.square().sum(dim=(1, 2)).clamp(min=1e-30)
+        total = exact.square().sum().clamp(min=1e-30)
         ends = x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)  # of the whole tensor
         whole = torch.cat([tried, *ends], dim=1)
         best: dict[str, tuple[float, Way]] = {}
@@ -163,7 +159,7 @@ class Calibrate:
             for activations in ("int8", "int8 per token"):
                 layer = Rounded(integers, steps, scale, activations)
                 found = layer(whole if activations == "int8" else tried)[:, : tried.shape[1]]
-                error = float(((found - exact).square().sum(dim=(1, 2)) / total).max())
+                error = float((found - exact).square().sum() / total)
                 if activations not in best or error < best[activations][0]:
                     best[activations] = error, Way(activations, alpha)
         per_tensor, per_token = best["int8"], best["int8 per token"]
