@@ -247,9 +247,9 @@ def divisor(x: Tensor, weight: Tensor, alpha: float | None) -> Tensor:
 
 
 def middle(rgb: Rgb) -> Rgb:
-    """A quarter of the height and width."""
+    """An eighth of the height and width."""
     height, width, _ = rgb.shape
-    down, across = max(1, height // 4), max(1, width // 4)
+    down, across = max(1, height // 8), max(1, width // 8)
     top, left = (height - down) // 2, (width - across) // 2
     return rgb[top : top + down, left : left + across]
 

@@ -21,7 +21,7 @@ DATA = GRAPH + ".data"
 OUTPUTS = ("projected_embeddings", "attention_scores", "pooled_embedding")
 FLOAT_BYTES = "float_bytes.txt"  # the size of GRAPH and DATA, for the report
 OPSET = 18
-INLINE = 1024  # bytes; larger tensors go into DATA
+INLINE = 256  # bytes; larger tensors go into DATA
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,15 @@ def save(model: ir.Model, path: Path) -> None:
             value.metadata_props.clear()
     model.producer_name = "vision-sidecar"
     model.producer_version = None
+    number_values(model)
     ir.save(model, path, external_data=path.name + ".data", size_threshold_bytes=INLINE)
+
+
+def number_values(model: ir.Model) -> None:
+    """Call what passes between nodes by numbers: names of nodes say where one is, and are long."""
+    values = (value for node in model.graph for value in node.outputs)
+    for number, value in enumerate(value for value in values if not value.is_graph_output()):
+        value.name = f"value {number}"
 
 
 def name_nodes(model: ir.Model) -> None:

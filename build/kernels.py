@@ -14,7 +14,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from build.calibrate import PLAN
 from build.checkpoint import PREPROCESSOR, SOURCE, WEIGHTS
-from build.export import FLOAT_BYTES
+from build.export import FLOAT_BYTES, number_values
 from build.ops import DOMAIN, GELUS
 from build.pipeline import carry
 from build.quantise import QUANTISED
@@ -45,6 +45,7 @@ class Kernels:
                 REPLACEMENTS[operator](model)
             RemoveUnusedNodesPass()(model)
             model.opset_imports[KERNELS_DOMAIN] = 1
+            number_values(model)
             ir.save(model, out / name)  # weights stay where they are
         side = min(geometry(source).resolutions)
         engine.record(Session(source / QUANTISED), side, out / GOLDEN)
@@ -96,10 +97,8 @@ def replace_linear(model: ir.Model) -> None:
                 num_outputs=2,
                 name=f"{name}/QuantiseTokens",
             )
-            for number, value in enumerate(tokens.outputs):
-                value.name = f"{tokens.name}.{number}"
             product.graph.insert_before(product, tokens)
-        steps = next(value for value in scales.producer().inputs if value.is_initializer())
+        steps = next(value for value in scales.producer().inputs if _constant(value))
         last, bias, activation = _epilogue(multiplied[-1])
         layer = ir.node(
             "Linear",
@@ -109,7 +108,7 @@ def replace_linear(model: ir.Model) -> None:
             name=f"{name}/Linear",
         )
         (result,), (old,) = layer.outputs, last.outputs
-        result.name, result.shape, result.type = f"{layer.name}.0", old.shape, old.type
+        result.shape, result.type = old.shape, old.type
         last.graph.insert_before(last, layer)
         ir.convenience.replace_all_uses_with(old, result)
 
@@ -148,9 +147,17 @@ def _epilogue(value: ir.Value) -> tuple[ir.Node, ir.Value | None, str]:
     users = value.consumers()
     if len(users) == 1 and users[0].op_type == "Add":
         for term in users[0].inputs:
-            if term.is_initializer() and term.shape is not None and len(term.shape) == 1:
+            if _constant(term) and term.shape is not None and len(term.shape) == 1:
                 last, bias = users[0], term
     users = last.outputs[0].consumers()
     if len(users) == 1 and users[0].domain == DOMAIN and users[0].op_type in GELUS.values():
         last, activation = users[0], users[0].op_type
     return last, bias, activation
+
+
+def _constant(value: ir.Value) -> bool:
+    """Whether it is stored, be it in 16 bits."""
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Cast":
+        (value,) = producer.inputs
+    return bool(value.is_initializer())
