@@ -20,10 +20,7 @@ from sidecar.manifest import Normalisation
 LARGEST = 100_000_000  # pixels
 
 DEMO_PROJECTOR = ("chelsea.png", "motorcycle_left.png", "cell.png")
-CALIBRATION = (
-    *("motorcycle_right.png", "brick.png", "ihc.png", "text.png"),
-    *("color.png", "logo.png", "phantom.png", "horse.png"),  # smooth or flat
-)
+CALIBRATION = ("motorcycle_right.png", "brick.png", "ihc.png", "text.png")
 VALIDATION = (
     *("astronaut.png", "camera.png", "clock_motion.png", "coffee.png", "coins.png", "grass.png"),
     *("gravel.png", "hubble_deep_field.jpg", "microaneurysms.png", "moon.png", "page.png"),
