@@ -291,7 +291,7 @@ uint64_t Peak(uint64_t rounds) {
 
 #endif  // VK_SERVED
 
-// Plain AVX2 is left out: onnxruntime's own product, of 16 bits there, is no slower.
+// Plain AVX2 is left out: there onnxruntime's own product is used.
 std::vector<LinearVariant> LinearVariantsOfTarget() {
   std::vector<LinearVariant> variants;
 #if VK_SERVED
