@@ -13,6 +13,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "linear.cc"
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set, up to HWY_ONCE
 #include "hwy/highway.h"
 #include "products-inl.h"
@@ -76,6 +77,12 @@ void Quantise(size_t tokens, size_t inputs, const float* numbers, const float* f
   });
 }
 
+// A guess of the CPU's, and one of Newton's steps. A division takes as long as a dozen products.
+static HWY_INLINE Float Reciprocal(Float x) {
+  const Float guess = hn::ApproximateReciprocal(x);
+  return hn::Mul(guess, hn::NegMulAdd(x, guess, hn::Set(Floats(), 2.0f)));
+}
+
 // To one part in four million.
 static HWY_INLINE Float Gelu(Float x) {
   // Abramowitz and Stegun 7.1.26: erf of a number that is not negative, to 1.5e-7.
@@ -101,16 +108,7 @@ static HWY_INLINE Float FastGelu(Float x) {
   const Float inner = hn::MulAdd(square, hn::Set(floats, 0.044715f), hn::Set(floats, 1.0f));
   const Float exponent = hn::Mul(hn::Mul(x, inner), hn::Set(floats, -2.30220820f));
   const Float power = FineExp2(hn::Min(exponent, hn::Set(floats, 100.0f)));
-  return hn::Div(x, hn::Add(power, hn::Set(floats, 1.0f)));
-}
-
-template <class Function>
-HWY_NOINLINE void Apply(float* numbers, size_t count, const Function& function) {
-  const Floats floats;
-  for (size_t i = 0; i < count; i += kLanes) {
-    const Float result = function(LoadUpTo(numbers + i, count - i));
-    hn::StoreN(result, floats, numbers + i, count - i);
-  }
+  return hn::Mul(x, Reciprocal(hn::Add(power, hn::Set(floats, 1.0f))));
 }
 
 template <class Product>
@@ -148,6 +146,7 @@ class Layer {
         MultiplyTokens<vectors>(token, std::min(kRows, end - token), first * kLanes, desk);
       }
     });
+    hwy::FlushStream();
   }
 
  private:
@@ -164,6 +163,7 @@ class Layer {
       sums = carver.Take<float>(kPanel);
       bias = carver.Take<float>(kPanel);
       tokens = carver.Take<Left>(kRows * layer.groups_ * kGroup);
+      tile = carver.Take<float>(kRows * kPanel);
       end = carver.Take<uint8_t>(0);
     }
 
@@ -172,6 +172,7 @@ class Layer {
     float* sums;    // of each output's weights
     float* bias;
     Left* tokens;  // the last few, filled up
+    float* tile;   // [kRows, kPanel] of the result, before the activation
     uint8_t* end;
   };
 
@@ -225,8 +226,6 @@ class Layer {
       left = desk.tokens;
     }
     const TokenScale* const scales = tensors_.scales + token;
-    float* const result = tensors_.result + token * shape_.outputs + output;
-    const size_t width = std::min(kVectors * kLanes, shape_.outputs - output);
     MultiplyTile<Product, kVectors>(
         left, stride, desk.panel, groups_, [](size_t) HWY_ATTR { return hn::Zero(Ints()); },
         [=](size_t r, size_t v, Int sum) HWY_ATTR {
@@ -237,18 +236,37 @@ class Layer {
           const Float product =
               hn::Mul(hn::ConvertTo(floats, sum), hn::Load(floats, desk.steps + v * kLanes));
           const Float number = hn::MulAdd(product, hn::Set(floats, scales[r].step), start);
-          float* const to = result + r * shape_.outputs + v * kLanes;
-          if ((v + 1) * kLanes <= width) {
-            hn::StoreU(number, floats, to);
-          } else {
-            hn::StoreN(number, floats, to, width - v * kLanes);
-          }
+          hn::Store(number, floats, desk.tile + r * kPanel + v * kLanes);
         });
-    if (activation_ == Activation::kNone) return;
-    for (size_t r = 0; r < count; ++r) {  // they are still in the innermost cache
-      float* const row = result + r * shape_.outputs;
-      if (activation_ == Activation::kGelu) Apply(row, width, [](Float x) HWY_ATTR { return Gelu(x); });
-      else Apply(row, width, [](Float x) HWY_ATTR { return FastGelu(x); });
+    switch (activation_) {
+      case Activation::kNone:
+        return Deliver<kVectors>(token, count, output, desk, [](Float x) HWY_ATTR { return x; });
+      case Activation::kGelu:
+        return Deliver<kVectors>(token, count, output, desk, [](Float x) HWY_ATTR { return Gelu(x); });
+      case Activation::kFastGelu:
+        return Deliver<kVectors>(token, count, output, desk, [](Float x) HWY_ATTR { return FastGelu(x); });
+    }
+  }
+
+  // The tile's numbers go where they belong. They are more than the caches hold: whole vectors go past
+  // them, so that nothing is fetched only to be overwritten.
+  template <size_t kVectors, class Function>
+  void Deliver(size_t token, size_t count, size_t output, const Desk& desk,
+               const Function& function) const {
+    const Floats floats;
+    const size_t width = std::min(kVectors * kLanes, shape_.outputs - output);
+    for (size_t r = 0; r < count; ++r) {
+      const float* const from = desk.tile + r * kPanel;
+      float* const to = tensors_.result + (token + r) * shape_.outputs + output;
+      const bool aligned = reinterpret_cast<uintptr_t>(to) % (kLanes * sizeof(float)) == 0;
+      for (size_t i = 0; i < width; i += kLanes) {
+        const Float number = function(hn::Load(floats, from + i));
+        if (aligned && i + kLanes <= width) {
+          hn::Stream(number, floats, to + i);
+        } else {
+          hn::StoreN(number, floats, to + i, width - i);
+        }
+      }
     }
   }
 
