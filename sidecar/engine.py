@@ -60,7 +60,10 @@ def check(session: Session, described: Manifest, model: Path) -> str:
     """Run the golden input; in which figure it falls short of the record, empty if in none."""
     with np.load(model / described.golden, allow_pickle=False) as recorded:
         pooled, scores = recorded["pooled_embedding"], recorded["attention_scores"]
-    found = session.run(golden_input(min(described.resolutions)))
+    try:
+        found = session.run(golden_input(min(described.resolutions)))
+    except Exception:  # onnxruntime's exceptions share no base below Exception
+        return "onnxruntime does not get through the graph"
     cosine = _cosine(found["pooled_embedding"], pooled)
     r = _cosine(_centred(found["attention_scores"]), _centred(scores))
     # Written so that NaN falls short too.

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -252,6 +253,22 @@ def test_where_the_first_graph_fails_the_next_one_is_tried(model: Path) -> None:
     state = engine.load(model, described, 1)[1]
     assert state.on
     assert "Clairvoyance" not in state.why
+
+
+def test_a_graph_that_fails_when_it_is_run_is_not_used(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = session.Session.run
+
+    def fail(self: session.Session, *arguments: Any) -> Any:
+        if self.kernels is not None:
+            raise RuntimeError("a node failed")
+        return run(self, *arguments)
+
+    monkeypatch.setattr(session.Session, "run", fail)
+    state = load(model)
+    assert not state.on
+    assert "does not get through" in state.why
 
 
 def test_kernels_off_takes_the_plain_graph(model: Path) -> None:
