@@ -32,7 +32,7 @@ $(BRIDGE): $(NODE_MODULES) $(wildcard electron_bridge/src/*.ts)
 	touch $@
 
 demo: install
-	$(PY) -m build demo --out $(DEMO)
+	$(PY) -m build demo --bar clear_neighbours_kept=0.9 --out $(DEMO)  # docs/build.md says why
 	node examples/demo.mjs $(DEMO)
 
 test: install
