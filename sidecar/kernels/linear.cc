@@ -242,14 +242,16 @@ class Layer {
       case Activation::kNone:
         return Deliver<kVectors>(token, count, output, desk, [](Float x) HWY_ATTR { return x; });
       case Activation::kGelu:
-        return Deliver<kVectors>(token, count, output, desk, [](Float x) HWY_ATTR { return Gelu(x); });
+        return Deliver<kVectors>(token, count, output, desk,
+                                 [](Float x) HWY_ATTR { return Gelu(x); });
       case Activation::kFastGelu:
-        return Deliver<kVectors>(token, count, output, desk, [](Float x) HWY_ATTR { return FastGelu(x); });
+        return Deliver<kVectors>(token, count, output, desk,
+                                 [](Float x) HWY_ATTR { return FastGelu(x); });
     }
   }
 
-  // The tile's numbers go where they belong. They are more than the caches hold: whole vectors go past
-  // them, so that nothing is fetched only to be overwritten.
+  // Whole vectors of the result go past the caches, which could not hold it: so that nothing is fetched
+  // only to be overwritten.
   template <size_t kVectors, class Function>
   void Deliver(size_t token, size_t count, size_t output, const Desk& desk,
                const Function& function) const {
