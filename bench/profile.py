@@ -30,7 +30,7 @@ from bench.figures import number, table
 from bench.machine import describe
 from build.kernels import KERNELS_GRAPHS, plain_graph
 from sidecar import manners
-from sidecar.session import (
+from sidecar.session import (  # type: ignore[attr-defined]
     KERNELS,
     KernelsMissing,
     kernels_peak,

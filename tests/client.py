@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import msgpack
 import numpy as np
@@ -26,7 +26,7 @@ import zmq
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60.0  # seconds after which a test fails rather than hangs
-DTYPES = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 
 Frames = list[bytes]
 
@@ -40,8 +40,8 @@ def command() -> list[str]:
 def run_cli(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """One run of the command line to its end, its output as text."""
     whole = [*command(), *map(str, words)]
-    options = {"capture_output": True, "text": True, "timeout": PATIENCE, "cwd": ROOT} | options
-    return subprocess.run(whole, check=False, **options)
+    settings: dict[str, Any] = {"capture_output": True, "timeout": PATIENCE, "cwd": ROOT}
+    return subprocess.run(whole, check=False, text=True, **(settings | options))
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Reply:
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         return {
-            output["name"]: np.frombuffer(payload, DTYPES[output["datatype"]]).reshape(
+            output["name"]: np.frombuffer(payload, DTYPES[str(output["datatype"])]).reshape(
                 output["shape"]
             )
             for output, payload in zip(self.header["outputs"], self.payloads, strict=True)
@@ -97,7 +97,7 @@ class Client:
 
     process: subprocess.Popen[bytes]
 
-    def __init__(self) -> None:
+    def __init__(self, model: Path, *flags: str, **options: Any) -> None:
         self.ids = itertools.count(1)
         self._early: list[Reply] = []  # that came while another was awaited
         self.log: list[str] = []  # the lines of stderr, all of them once `close` has returned
@@ -164,16 +164,16 @@ class Client:
             for reader in self._readers:
                 reader.join()
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def _spawn(self, words: Sequence[str], **options: Any) -> None:
-        options = {"stderr": subprocess.PIPE, "cwd": ROOT} | options
+        settings: dict[str, Any] = {"stderr": subprocess.PIPE, "cwd": ROOT} | options
         self.process = subprocess.Popen(
-            [*command(), *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options
+            [*command(), *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **settings
         )
         if self.process.stderr is not None:
             reader = threading.Thread(target=self._read_log, args=(self.process.stderr,))
@@ -188,7 +188,7 @@ class Client:
 
 class StdioClient(Client):
     def __init__(self, model: Path, *flags: str, **options: Any) -> None:
-        super().__init__()
+        super().__init__(model, *flags, **options)
         self._replies: queue.SimpleQueue[Frames | None] = queue.SimpleQueue()
         self._spawn(["stdio", "--model", str(model), *flags], **options)
         threading.Thread(target=self._read, daemon=True).start()
@@ -223,7 +223,7 @@ class ZmqClient(Client):
     """`ready=False` returns at the `listening` event, before the model is loaded."""
 
     def __init__(self, model: Path, *flags: str, ready: bool = True, **options: Any) -> None:
-        super().__init__()
+        super().__init__(model, *flags, **options)
         self.context = zmq.Context()
         self.public_key, self.secret_key = zmq.curve_keypair()
         self._events: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -276,7 +276,7 @@ class ZmqClient(Client):
 
     def receive(self, seconds: float = PATIENCE) -> Frames:
         end = time.monotonic() + seconds
-        while not self.socket.poll(min(seconds, 0.2) * 1e3):
+        while not self.socket.poll(int(min(seconds, 0.2) * 1e3)):
             if self.process.poll() is not None and not self.socket.poll(0):
                 raise EOFError("the sidecar has ended")
             if time.monotonic() > end:

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -22,7 +23,8 @@ from tests import client, stand_in
 from tests.client import Frames, message
 
 GOLDEN = Path(__file__).parent / "golden" / "requests"
-VALUES = (None, True, -1, 0, 1, 2**32, 2**63, 1.5, float("nan"), "", "x" * 300, b"", [], {}, [[]])
+NUMBERS = (-1, 0, 1, 2**32, 2**63, 1.5, float("nan"))
+VALUES: tuple[Any, ...] = (None, True, *NUMBERS, "", "x" * 300, b"", [], {}, [[]])
 INTERESTING = (b"\x00", b"\xff", b"\xc1", b"\xc7", b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff")
 
 

@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         step, source = locate(str(demo.checkpoint(CACHE, print)))
         step(source, Path(scratch))
-        reference = load(Path(scratch), described.projection)
+        projection: Any = described.projection
+        reference = load(Path(scratch), projection)
         assert side in geometry(Path(scratch)).resolutions
         with torch.inference_mode():
             expected = {

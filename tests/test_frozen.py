@@ -113,11 +113,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_encodes_a_page_exactly_as_the_module_does(
     program: Path, built: Path, tmp_path: Path
 ) -> None:
-    for out, command in {"frozen": [program], "module": MODULE}.items():
+    commands: dict[str, list[str | Path]] = {"frozen": [program], "module": [*MODULE]}
+    for out, command in commands.items():
         done = run(*command, "encode", PAGE, "--model", built, "--out", tmp_path / out, cwd=ROOT)
         assert done.returncode == 0, done.stderr
     frozen, module = (np.load(tmp_path / out / "ecg.npz") for out in ("frozen", "module"))
-    assert sorted(frozen) == sorted(module) != []
+    assert sorted(frozen) == sorted(module)
+    assert len(frozen)
     for name in frozen:
         np.testing.assert_array_equal(frozen[name], module[name])
     assert (tmp_path / "frozen" / "ecg.heatmap.png").stat().st_size > 0

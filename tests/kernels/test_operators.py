@@ -137,7 +137,7 @@ def layer(
         domain=DOMAIN,
         activation=activation,
     )
-    wanted = {
+    wanted: dict[str, tuple[TensorProto.DataType, list[str | int | None]]] = {
         "x": (TensorProto.FLOAT, ["batch", "tokens", inputs]),
         "factors": (TensorProto.FLOAT, ["any"]),
         "weights": (TensorProto.INT8, ["rows", outputs]),

@@ -1,6 +1,7 @@
 """A random Gemma 3 checkpoint of odd sizes, written in any layout that Transformers has used."""
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def write(
     layout: str = "2025, vision_model",
     dtype: str = "BF16",
     shards: int = 1,
-    change: dict[str, torch.Tensor | None] | None = None,
+    change: Mapping[str, torch.Tensor | None] | None = None,
 ) -> Path:
     """Write a whole checkpoint; `change` replaces tensors, by our names for them, or drops them."""
     directory.mkdir(parents=True)

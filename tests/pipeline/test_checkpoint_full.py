@@ -62,7 +62,8 @@ def write(directory: Path) -> None:
     (directory / "config.json").write_text(json.dumps(CONFIG))
     shapes = tower.shapes(CONFIG)
     every = shapes | {f"language_model.layers.{i}.weight": (8192, 8192) for i in range(LANGUAGE)}
-    names, weight_map = sorted(every), {}
+    names = sorted(every)
+    weight_map: dict[str, str] = {}
     noise = cycle(_noise())
     for number in range(SHARDS):
         file = f"model-{number + 1:05}-of-{SHARDS:05}.safetensors"

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ FACTOR = 50
 CHANNELS = [3, 17, 40]
 
 
-def norms(layer: nn.Module) -> None:
+def norms(layer: Any) -> None:
     """Both LayerNorms; what reads them divides, so that the model computes what it did."""
     attention = layer.self_attn
     readers = {
@@ -31,7 +32,7 @@ def norms(layer: nn.Module) -> None:
             reader.weight[:, CHANNELS] /= FACTOR
 
 
-def values(layer: nn.Module) -> None:
+def values(layer: Any) -> None:
     """The values of attention."""
     attention = layer.self_attn
     attention.v_proj.weight[CHANNELS] *= FACTOR

@@ -27,9 +27,13 @@ RGB = {"rgb": picture()}
 
 
 def serve(model: Path, **options: Any) -> subprocess.Popen[bytes]:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    settings: dict[str, Any] = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+    }
     words = [*client.command(), "serve", "--model", str(model)]
-    return subprocess.Popen(words, cwd=ROOT, **(pipes | options))
+    return subprocess.Popen(words, cwd=ROOT, **(settings | options))
 
 
 def hello_line(**changes: Any) -> bytes:

@@ -66,8 +66,13 @@ def pipe_manifest(directory: Path) -> None:
     os.mkfifo(directory / manifest.NAME)
 
 
-def text(content: str) -> Callable[[Path], None]:
-    return lambda directory: (directory / manifest.NAME).write_text(content, "utf-8") and None
+def folder(directory: Path) -> None:
+    (directory / GRAPH).unlink()
+    (directory / GRAPH).mkdir()
+
+
+def text(content: str) -> Callable[[Path], object]:
+    return lambda directory: (directory / manifest.NAME).write_text(content, "utf-8")
 
 
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -77,7 +82,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file is a link": (link, f"{GRAPH} is a link"),
     "a file is a pipe": (pipe, f"{GRAPH} is no file"),
     "a file is a directory": (
-        lambda d: (d / GRAPH).unlink() or (d / GRAPH).mkdir(),
+        folder,
         f"{GRAPH} is no file",
     ),
     "the manifest is a link": (link_manifest, "link"),

@@ -33,7 +33,7 @@ def served(model: Path) -> Iterator[ZmqClient]:
 
 def answered(stranger: zmq.Socket[bytes], seconds: float) -> bool:
     stranger.send_multipart(message("hello", 1))
-    return bool(stranger.poll(seconds * 1e3))
+    return bool(stranger.poll(int(seconds * 1e3)))
 
 
 def test_the_pinned_key_is_let_in(served: ZmqClient) -> None:

@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sidecar import service
+from sidecar import protocol
 from sidecar.encoder import Encoding, Job, Prepared
 from sidecar.engine import Kernels
 from sidecar.errors import ImageUnreadable, ModelInvalid, SidecarError
@@ -76,12 +76,13 @@ class Puppet:
 class Conversation:
     def __init__(self, load: Any = None) -> None:
         self.puppet = Puppet()
+        encoder: Any = self.puppet
         self.replies: list[dict[str, Any]] = []
         self.finished: list[SidecarError | None] = []
         self.ready = threading.Event()
         self.service = Service(
             MANIFEST,
-            load=load or (lambda: self.puppet),
+            load=load or (lambda: encoder),
             limits=LIMITS,
             deliver=self.deliver,
             on_ready=self.ready.set,
@@ -192,9 +193,13 @@ class Queue(RuleBasedStateMachine):
         self.talk.puppet.finish.set()
         until(lambda: len(self.talk.replies) > before)
         reply = self.talk.replies[-1]
-        expected = {None: "ok", RuntimeError: "internal"}.get(
-            failure if failure is None else type(failure), "image.unreadable"
-        )
+        match failure:
+            case None:
+                expected = "ok"
+            case ImageUnreadable():
+                expected = "image.unreadable"
+            case _:
+                expected = "internal"
         assert (reply["id"], code(reply)) == (id, expected)
         assert "secret" not in str(reply)
         self.settle()
@@ -343,7 +348,7 @@ def test_a_reply_that_cannot_be_written_ends_the_service_rather_than_hang(
     def broken(*_: object) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr(service.protocol, "encode", broken)
+    monkeypatch.setattr(protocol, "encode", broken)
     talk.send("encode", 1, {"image": b"x"})
     talk.puppet.finish.set()
     until(lambda: talk.finished)
