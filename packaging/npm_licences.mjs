@@ -40,7 +40,8 @@ function part(folder) {
 /** What zeromq's compiled library holds beside zeromq's own code. */
 function compiledIn() {
   const text = (name) => readFileSync(path.join(here, 'notices', name), 'utf8').trim();
-  const source = 'Its source is at https://github.com/zeromq/libzmq; the terms are those of zeromq above, MPL-2.0.';
+  const source =
+    'Its source is at https://github.com/zeromq/libzmq; the terms are those of zeromq above, MPL-2.0.';
   return [
     { title: 'libzmq, inside zeromq', licence: 'MPL-2.0', texts: [source] },
     { title: 'libsodium, inside zeromq', licence: 'ISC', texts: [text('libsodium.txt')] },
@@ -53,7 +54,14 @@ const lines = [
   'The frozen sidecar carries a file of the same name for what is frozen into it.',
   '',
   ...parts.map((each) => `- ${each.title}: ${each.licence}`),
-  ...parts.flatMap((each) => ['', rule, each.title, rule, '', ...each.texts.flatMap((text) => [text, ''])]),
+  ...parts.flatMap((each) => [
+    '',
+    rule,
+    each.title,
+    rule,
+    '',
+    ...each.texts.flatMap((text) => [text, '']),
+  ]),
 ];
 const wanted = `${lines.join('\n').trimEnd()}\n`;
 

@@ -6,7 +6,9 @@ import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 
 const asked = JSON.parse(process.argv[2]);
-const { VisionSidecar } = createRequire(join(asked.bridge, 'package.json'))('electron-vision-sidecar');
+const { VisionSidecar } = createRequire(join(asked.bridge, 'package.json'))(
+  'electron-vision-sidecar',
+);
 const sidecar = await VisionSidecar.start({
   modelDir: asked.model,
   command: asked.command,
@@ -48,11 +50,17 @@ async function bulk(files, inFlight) {
     }
   };
   await Promise.all(Array.from({ length: inFlight }, next));
-  return { seconds: (performance.now() - begun) / 1e3, preprocess_ms: preprocess, inference_ms: inference };
+  return {
+    seconds: (performance.now() - begun) / 1e3,
+    preprocess_ms: preprocess,
+    inference_ms: inference,
+  };
 }
 
 try {
-  const found = asked.files ? await bulk(asked.files, asked.inFlight) : await roundTrips(asked.times);
+  const found = asked.files
+    ? await bulk(asked.files, asked.inFlight)
+    : await roundTrips(asked.times);
   console.log(JSON.stringify(found));
 } finally {
   await sidecar.close();

@@ -13,7 +13,11 @@ const { InferenceSession, Tensor } = createRequire(join(asked.modules, '/'))('on
 const shape = [1, 3, asked.side, asked.side];
 const inputs = asked.inputs.map((path) => {
   const { buffer, byteOffset, length } = readFileSync(path);
-  return new Tensor('float32', new Float32Array(buffer.slice(byteOffset, byteOffset + length)), shape);
+  return new Tensor(
+    'float32',
+    new Float32Array(buffer.slice(byteOffset, byteOffset + length)),
+    shape,
+  );
 });
 const loading = performance.now();
 const session = await InferenceSession.create(asked.model.graph, {
@@ -35,7 +39,10 @@ for (let i = 0; i < asked.runs; i++) {
     if (asked.outputs === null) continue;
     for (const name of OUTPUTS) {
       const { buffer, byteOffset, byteLength } = found[name].data;
-      writeFileSync(join(asked.outputs, `${index}.${name}`), Buffer.from(buffer, byteOffset, byteLength));
+      writeFileSync(
+        join(asked.outputs, `${index}.${name}`),
+        Buffer.from(buffer, byteOffset, byteLength),
+      );
     }
   }
 }

@@ -8,7 +8,15 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { createRequire } from 'node:module';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -41,8 +49,17 @@ function prepareApp() {
   cpSync(sidecar, path.join(app, 'vision-sidecar'), { recursive: true, verbatimSymlinks: true });
   cpSync(model, path.join(app, 'vision-model'), { recursive: true });
   const bridge = path.join(root, 'electron_bridge');
-  const packed = JSON.parse(npm(bridge, 'pack', '--json', '--ignore-scripts', '--pack-destination', work));
-  npm(app, 'install', '--ignore-scripts', '--no-audit', '--no-fund', path.join(work, packed[0].filename));
+  const packed = JSON.parse(
+    npm(bridge, 'pack', '--json', '--ignore-scripts', '--pack-destination', work),
+  );
+  npm(
+    app,
+    'install',
+    '--ignore-scripts',
+    '--no-audit',
+    '--no-fund',
+    path.join(work, packed[0].filename),
+  );
 }
 
 /** A folder shaped like Electron's release for Linux. */
@@ -110,7 +127,9 @@ function encodeAsTheApp() {
   const [scores, pooled] = JSON.parse(out.trim().split('\n').at(-1));
   assert.deepEqual(scores, [1, 256]);
   assert.equal(pooled.length, 2);
-  console.log(`the packed app's bridge started ${path.join(resources, 'vision-sidecar')} and encoded an image`);
+  console.log(
+    `the packed app's bridge started ${path.join(resources, 'vision-sidecar')} and encoded an image`,
+  );
 }
 
 function npm(cwd, ...args) {
