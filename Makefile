@@ -35,9 +35,18 @@ demo: install
 	$(PY) -m build demo --bar clear_neighbours_kept=0.9 --out $(DEMO)  # docs/build.md says why
 	node examples/demo.mjs $(DEMO)
 
+# What runs in a bundle cannot be measured: coverage, printed last, is that of the modules.
 test: install
-	VISION_SIDECAR=$(if $(BUNDLE),$(abspath $(BUNDLE))/vision-sidecar) $(PY) -m pytest $(if $(BUNDLE),tests/sidecar tests/test_frozen.py)
-	cd electron_bridge && VISION_SIDECAR=$(if $(BUNDLE),$(abspath $(BUNDLE))/vision-sidecar) npm test --silent
+ifdef BUNDLE
+	VISION_SIDECAR=$(abspath $(BUNDLE))/vision-sidecar $(PY) -m pytest tests/sidecar tests/test_frozen.py
+	cd electron_bridge && VISION_SIDECAR=$(abspath $(BUNDLE))/vision-sidecar npm test --silent
+else
+	rm -rf .work/coverage
+	$(PY) -m coverage run -m pytest
+	cd electron_bridge && npm test --silent
+	$(PY) -m coverage combine --quiet
+	$(PY) -m coverage report
+endif
 
 check: install
 	$(PY) -m ruff format --check .
