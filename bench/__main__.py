@@ -19,7 +19,7 @@ import numpy as np
 from bench import app, guest, machine, report, rounds
 from bench.figures import cosines
 from bench.rows import ROWS, Row, choose
-from sidecar import manners
+from sidecar import priority
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / ".work" / "bench"
@@ -128,7 +128,7 @@ class Bench:
 
     def heartbeat(self) -> dict[str, Any]:
         """Another process while all cores encode."""
-        return guest.heartbeat(self._model(), manners.cores(), self.effort.beating)
+        return guest.heartbeat(self._model(), priority.physical_cores(), self.effort.beating)
 
     def _name(self) -> str:
         return f"{self.layers} layers"
@@ -154,7 +154,7 @@ SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     chosen = _arguments(argv)
     layers = chosen.layers or (FULL_LAYERS if chosen.full else LAYERS)
-    threads = chosen.threads or manners.cores() or os.cpu_count() or 1
+    threads = chosen.threads or priority.physical_cores() or os.cpu_count() or 1
     effort = QUICK if chosen.quick else FULL if chosen.full else THOROUGH
     bench = Bench(layers, threads, effort, choose(chosen.rows))
     result: dict[str, Any] = {

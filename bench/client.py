@@ -51,7 +51,7 @@ class Sidecar:
     def __exit__(self, *_: object) -> None:
         self._context.destroy(0)
         assert self.process.stdin is not None
-        self.process.stdin.close()  # the sidecar's lifeline
+        self.process.stdin.close()  # the sidecar's sign that its parent has gone
         self.process.wait(10)
 
     def call(

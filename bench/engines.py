@@ -52,7 +52,7 @@ def with_sidecar(
 
     directory = Path(model["path"])
     described = manifest.read(directory)
-    session, kernels = engine.load(directory, described, threads, options["kernels"])
+    session, kernels = engine.select(directory, described, threads, options["kernels"])
 
     def infer(pixels: Array) -> list[Array]:
         found = session.run(pixels)

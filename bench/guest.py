@@ -1,4 +1,4 @@
-"""What the process around the model costs: round trip, start, memory, idleness, manners."""
+"""What the process around the model costs: round trip, start, memory, idleness, priority."""
 
 import json
 import os

@@ -7,6 +7,7 @@ use, on registers alone. Where there are none, it is onnxruntime's own largest p
 """
 
 import argparse
+import ctypes
 import json
 import subprocess
 import sys
@@ -29,15 +30,9 @@ from onnx import TensorProto, helper
 from bench.figures import number, table
 from bench.machine import describe
 from build.kernels import KERNELS_GRAPHS, plain_graph
-from sidecar import manners
-from sidecar.session import (  # type: ignore[attr-defined]
-    KERNELS,
-    KernelsMissing,
-    kernels_peak,
-    kernels_variant,
-    onnxruntime,
-    saturates,
-)
+from sidecar import custom_ops, priority
+from sidecar.custom_ops import LIBRARY, CustomOpsUnavailable
+from sidecar.session import onnxruntime, saturates  # type: ignore[attr-defined]
 
 ROOT = Path(__file__).parents[1]
 SIDE, RUNS = 896, 3
@@ -95,8 +90,8 @@ def work(layers: int, tokens: int, hidden: int, wide: int) -> tuple[float, float
 def peak(threads: int) -> tuple[float, str]:
     """Operations a second at most, and of what."""
     try:
-        variant = kernels_variant(["Linear"])
-    except KernelsMissing:
+        variant = custom_ops.variant(["Linear"])
+    except CustomOpsUnavailable:
         return largest_product(threads), "onnxruntime's MatMulInteger"
     rounds, times = 30_000_000, []
     with ThreadPoolExecutor(threads) as pool:
@@ -105,6 +100,15 @@ def peak(threads: int) -> tuple[float, str]:
             done = sum(pool.map(kernels_peak, [rounds] * threads))
             times.append((perf_counter() - begun) / done)
     return 1 / min(times), f"{variant} on registers"
+
+
+def kernels_peak(rounds: int) -> int:
+    """Multiply registers, so many rounds long; how many operations that was."""
+    library = custom_ops.library()
+    library.vision_kernels_peak.argtypes = [ctypes.c_uint64]
+    library.vision_kernels_peak.restype = ctypes.c_uint64
+    operations: int = library.vision_kernels_peak(rounds)
+    return operations
 
 
 def largest_product(threads: int) -> float:
@@ -147,8 +151,8 @@ def profile(graph: Path, threads: int) -> tuple[dict[str, float], float]:
 def graphs(directory: Path) -> Iterator[tuple[str, Path]]:
     """Those that this machine can run, the fastest first."""
     for name, operators in KERNELS_GRAPHS.items():
-        with suppress(KernelsMissing):
-            kernels_variant(operators)
+        with suppress(CustomOpsUnavailable):
+            custom_ops.variant(operators)
             yield f"our {' and '.join(operators)}", directory / name
     yield "onnxruntime's own operators", plain_graph(directory)
 
@@ -156,7 +160,7 @@ def graphs(directory: Path) -> Iterator[tuple[str, Path]]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=manners.cores())
+    parser.add_argument("--threads", type=int, default=priority.physical_cores())
     asked = parser.parse_args()
     made = json.loads(_output("bench.models", str(asked.layers), "default"))["default"]
     machine = describe(asked.threads)
@@ -191,8 +195,8 @@ def _session(graph: str | bytes, threads: int, trace: str = "") -> "onnxruntime.
     if trace:
         options.enable_profiling = True
         options.profile_file_prefix = trace
-    if KERNELS.exists():
-        options.register_custom_ops_library(str(KERNELS))
+    if LIBRARY.exists():
+        options.register_custom_ops_library(str(LIBRARY))
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 

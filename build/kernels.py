@@ -20,8 +20,9 @@ from build.pipeline import carry
 from build.quantise import QUANTISED
 from build.reference import geometry
 from build.tower import CONFIG
-from sidecar import engine
-from sidecar.session import KernelsMissing, Session, kernels_variant
+from sidecar import custom_ops, engine
+from sidecar.custom_ops import CustomOpsUnavailable
+from sidecar.session import Session
 
 # The fastest first. Where a CPU gains by our attention alone, the linear layers stay onnxruntime's.
 KERNELS_GRAPHS = {
@@ -58,13 +59,13 @@ def plain_graph(source: Path) -> Path:
 
 
 def best_graph(source: Path) -> tuple[Path, str]:
-    """The fastest graph of `source` that this CPU serves, and how. Raises KernelsMissing."""
-    missing = KernelsMissing("the recipe has no graph for them.")
+    """The fastest graph of `source` that this CPU serves, and how. Raises CustomOpsUnavailable."""
+    missing = CustomOpsUnavailable("the recipe has no graph for them.")
     for name, operators in KERNELS_GRAPHS.items():
         if (source / name).exists():
             try:
-                return source / name, f"{kernels_variant(operators)}: {' and '.join(operators)}"
-            except KernelsMissing as error:
+                return source / name, f"{custom_ops.variant(operators)}: {' and '.join(operators)}"
+            except CustomOpsUnavailable as error:
                 missing = error
     raise missing
 

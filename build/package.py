@@ -44,7 +44,7 @@ class Package:
             normalisation=shape.normalisation,
             files=manifest.describe(out, names),
             kernels=tuple(
-                manifest.KernelsGraph(name, operators)
+                manifest.CustomOpsGraph(name, operators)
                 for name, operators in KERNELS_GRAPHS.items()
                 if name in names
             ),

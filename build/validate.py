@@ -19,7 +19,8 @@ from build.kernels import GOLDEN, KERNELS_GRAPHS, best_graph, plain_graph
 from build.pipeline import carry, progress
 from build.reference import Projection, geometry, load
 from build.tower import CONFIG
-from sidecar.session import KernelsMissing, Session, saturates
+from sidecar.custom_ops import CustomOpsUnavailable
+from sidecar.session import Session, saturates
 
 REPORT = "report.json"
 CLEAR = 0.005  # a nearest neighbour this much nearer than the runner-up must stay the nearest
@@ -67,8 +68,8 @@ class Validate:
         sessions = {"plain": Session(graph)}
         try:
             with_kernels, kernels = best_graph(source)
-            sessions["kernels"] = Session(with_kernels, kernels=True)
-        except KernelsMissing as error:
+            sessions["kernels"] = Session(with_kernels, custom_ops=True)
+        except CustomOpsUnavailable as error:
             kernels = str(error)
         loaded = {name: images.bundled(name) for name in self.images}
         sides = [shape.native]

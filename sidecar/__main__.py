@@ -2,10 +2,10 @@
 
 import sys
 
-from sidecar import lifeline
+from sidecar import parent_watch
 
 if __name__ == "__main__" and sys.argv[1:2] == ["serve"]:
-    lifeline.mind_parent()  # before the imports below, which are most of a start
+    parent_watch.watch_start()  # before the imports below, which are most of a start
 
 import os
 import signal
@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import BinaryIO, NoReturn
 
-from sidecar import handshake, log, manifest, manners, settings, stdio, terminal
-from sidecar.ending import Ending
+from sidecar import encoder, handshake, log, manifest, priority, stdio, terminal
+from sidecar.console import FAILED, complain, say
 from sidecar.errors import Internal, SidecarError
 from sidecar.server import LINGER_MS, Server
 from sidecar.service import BUG, Deliver, Service
-from sidecar.settings import Settings
-from sidecar.terminal import FAILED, complain, say
+from sidecar.settings import Settings, parse
+from sidecar.shutdown import Shutdown
 
 END_S = 0.5  # to answer what is pending, where nobody may read the answers
 
@@ -31,12 +31,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             os.fstat(number)
         except OSError:  # closed by whoever started us; else the next file opened would take it
             os.open(os.devnull, os.O_RDWR)
-    chosen = settings.parse(sys.argv[1:] if argv is None else argv)
+    settings = parse(sys.argv[1:] if argv is None else argv)
     # Nothing but us may write to the real stdout: a library's print would break the protocol.
     stdout = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    if chosen.priority == "low":
-        manners.yield_to_others()
+    if settings.priority == "low":
+        priority.lower()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback for a person who presses Ctrl-C
     commands = {
         "serve": serve,
@@ -45,38 +45,41 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         "verify": terminal.verify,
     }
     try:
-        code = commands[chosen.command](chosen, stdout)
+        code = commands[settings.command](settings, stdout)
     except Exception as error:
         code = complain(Internal(f"a bug in the sidecar: {type(error).__name__}."))
     os._exit(code)  # a run in native code, or a reader that stalls, must not hold us up
 
 
-def serve(chosen: Settings, stdout: BinaryIO) -> int:
+def serve(settings: Settings, stdout: BinaryIO) -> int:
     handler = log.start()
-    ending = Ending()
+    shutdown = Shutdown()
     try:
-        offer = _read_offer(stdout)
-        lifeline.watch()
-        server = Server(offer.client_key, chosen.limits)
+        request = _read_handshake(stdout)
+        parent_watch.watch_stdin()
+        server = Server(request.client_key, settings.limits)
         service = _service(
-            chosen, server.deliver, on_ready=lambda: say(stdout, handshake.ready()), ending=ending
+            settings,
+            server.deliver,
+            on_ready=lambda: say(stdout, handshake.ready()),
+            shutdown=shutdown,
         )
     except SidecarError as error:
         return _fatal(stdout, error)
-    except Exception:  # no socket to be had, say: the app is told so, and not left to wait
+    except Exception:  # no socket, for example: the app is told, and not left to wait
         return _fatal(stdout, Internal(BUG))
-    ending.on_signals()
+    shutdown.on_signals()
     stopped = threading.Event()
 
     def on_stopped(failure: SidecarError | None) -> None:
         stopped.set()
-        ending.come(failure)
+        shutdown.request(failure)
 
     server.start(service, on_stopped)
-    say(stdout, handshake.listening(offer, server.endpoint, server.public_key, os.getpid()))
+    say(stdout, handshake.listening(request, server.endpoint, server.public_key, os.getpid()))
     service.start()
 
-    failure = ending.wait()
+    failure = shutdown.wait()
     if failure is not None:
         say(stdout, handshake.fatal(failure))
     service.end()
@@ -86,25 +89,25 @@ def serve(chosen: Settings, stdout: BinaryIO) -> int:
     return FAILED if failure is not None else 0
 
 
-def run_stdio(chosen: Settings, stdout: BinaryIO) -> int:
+def run_stdio(settings: Settings, stdout: BinaryIO) -> int:
     handler = log.start()
-    ending = Ending()
-    replies = stdio.Replies(stdout, on_closed=ending.come)
+    shutdown = Shutdown()
+    replies = stdio.Replies(stdout, on_closed=shutdown.request)
     stdin = os.fdopen(os.dup(0), "rb")
 
     def read() -> None:
-        stdio.serve(stdin, service, chosen.limits.max_frame_bytes)
+        stdio.serve(stdin, service, settings.limits.max_frame_bytes)
 
     # A script has no `ready` event to wait for: its input waits for us.
     reader = threading.Thread(target=read, name="stdin", daemon=True)
     try:
-        service = _service(chosen, replies.deliver, on_ready=reader.start, ending=ending)
+        service = _service(settings, replies.deliver, on_ready=reader.start, shutdown=shutdown)
     except SidecarError as error:
         return complain(error)
-    ending.on_signals()
+    shutdown.on_signals()
     service.start()
 
-    failure = ending.wait()
+    failure = shutdown.wait()
     end = threading.Thread(target=service.end, daemon=True)  # it writes, and nobody may read
     end.start()
     end.join(END_S)
@@ -113,23 +116,23 @@ def run_stdio(chosen: Settings, stdout: BinaryIO) -> int:
 
 
 def _service(
-    chosen: Settings,
+    settings: Settings,
     deliver: Deliver,
     on_ready: Callable[[], None],
-    ending: Ending,
+    shutdown: Shutdown,
 ) -> Service:
-    described = manifest.read(chosen.model)
+    described = manifest.read(settings.model)
     return Service(
         described,
-        load=partial(terminal.load, chosen, described),
-        limits=chosen.limits,
+        load=partial(encoder.load, described, settings),
+        limits=settings.limits,
         deliver=deliver,
         on_ready=on_ready,
-        on_finished=ending.come,
+        on_finished=shutdown.request,
     )
 
 
-def _read_offer(stdout: BinaryIO) -> handshake.Offer:
+def _read_handshake(stdout: BinaryIO) -> handshake.Request:
     def give_up() -> None:
         os._exit(_fatal(stdout, handshake.late()))
 
@@ -139,7 +142,7 @@ def _read_offer(stdout: BinaryIO) -> handshake.Offer:
     timer.start()
     line = b""
     while not line.endswith(b"\n") and len(line) <= handshake.MAX_LINE:
-        byte = os.read(lifeline.STDIN, 1)  # no more than the line: what follows is the lifeline's
+        byte = os.read(parent_watch.STDIN, 1)  # no more than the line: the rest is parent_watch's
         if not byte:
             break
         line += byte

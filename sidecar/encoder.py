@@ -2,55 +2,28 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar import engine, heatmap, images, manifest
-from sidecar.engine import Kernels
+from sidecar import engine, heatmap, images, priority
+from sidecar.engine import CustomOps
 from sidecar.errors import RequestUnsupported, TensorNotFinite, TensorShape
-from sidecar.heatmap import Heatmap
-from sidecar.images import PixelValues, Rgb
-from sidecar.manifest import Manifest
-from sidecar.session import OUTPUTS, Array, Run, Session
-
-HEATMAP_PNG = "heatmap_png"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ImageFile:
-    """The bytes of a PNG, JPEG or WebP file."""
-
-    data: bytes | memoryview
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Pixels:
-    """8-bit RGB of shape [height, width, 3], upright and opaque."""
-
-    rgb: Rgb
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Tensor:
-    """Normalised float32 of shape [n, 3, height, width], as the manifest says."""
-
-    pixel_values: PixelValues
-
-
-Input = ImageFile | Pixels | Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What to encode, and what to return. `resolution` is (height, width); None: the default's."""
-
-    input: Input
-    resolution: tuple[int, int] | None = None
-    outputs: tuple[str, ...] = OUTPUTS
-    heatmap: Heatmap = field(default_factory=Heatmap)
+from sidecar.job import (
+    HEATMAP_PNG,
+    OUTPUTS,
+    FloatArray,
+    ImageFile,
+    Job,
+    Pixels,
+    PixelValues,
+    Rgb,
+    Tensor,
+)
+from sidecar.manifest import Manifest, check_files
+from sidecar.session import Run, Session
+from sidecar.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +40,7 @@ class Prepared:
 class Encoding:
     """`arrays` in the order they were asked for; `heatmap_png` holds the bytes of a file."""
 
-    arrays: dict[str, Array | NDArray[np.uint8]]
+    arrays: dict[str, FloatArray | NDArray[np.uint8]]
     resolution: tuple[int, int]
     images: int
     preprocess_ms: float
@@ -78,12 +51,12 @@ class Encoder:
     """A session and the manifest that says how to feed it."""
 
     def __init__(
-        self, session: Session, manifest: Manifest, max_pixels: int, kernels: Kernels
+        self, session: Session, manifest: Manifest, max_pixels: int, custom_ops: CustomOps
     ) -> None:
         self.session = session
         self.manifest = manifest
         self.max_pixels = max_pixels
-        self.kernels = kernels
+        self.custom_ops = custom_ops
 
     def encode(self, job: Job) -> Encoding:
         """`prepare`, then `infer`."""
@@ -151,7 +124,9 @@ class Encoder:
         images.check_size(width, height, self.max_pixels)
         return rgb
 
-    def _infer(self, pixel_values: PixelValues, run: Run) -> dict[str, Array | NDArray[np.uint8]]:
+    def _infer(
+        self, pixel_values: PixelValues, run: Run
+    ) -> dict[str, FloatArray | NDArray[np.uint8]]:
         # One image at a time: the 8-bit scales of an activation span the whole tensor, so images
         # of a batch would change each other's results, and a batch would cost memory, not time.
         runs = [self.session.run(pixel_values[i : i + 1], run) for i in range(len(pixel_values))]
@@ -188,13 +163,14 @@ class Encoder:
         return resolution
 
 
-def load(
-    model: Path, described: Manifest, threads: int, max_pixels: int, kernels: str = "auto"
-) -> Encoder:
-    """Check the model directory, file by file, and load its graph. Raises ModelInvalid."""
-    manifest.check_files(described, model)
-    session, state = engine.load(model, described, threads, kernels)
-    return Encoder(session, described, max_pixels, state)
+def load(manifest: Manifest, settings: Settings) -> Encoder:
+    """Check every file of the model directory against its manifest, and load the best graph that
+    works on this machine. Raises ModelInvalid.
+    """
+    check_files(manifest, settings.model)
+    threads = settings.threads or priority.physical_cores()
+    session, custom_ops = engine.select(settings.model, manifest, threads, settings.kernels)
+    return Encoder(session, manifest, settings.limits.max_pixels, custom_ops)
 
 
 def _shape(shape: Sequence[int]) -> str:

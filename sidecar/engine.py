@@ -1,7 +1,7 @@
-"""Which graph is run: one with our own operators where they prove themselves, else the plain.
+"""Which graph is run: one with our custom ops where it proves itself, else the plain one.
 
-They share their weights. The model directory holds what the plain one made of a golden input, and
-another must make the same of it, on this very CPU, before it is trusted with an image.
+They share their weights. The model directory holds what the plain graph made of a golden input, and
+another graph must make the same of it, on this very CPU, before it is trusted with an image.
 """
 
 from dataclasses import dataclass
@@ -9,64 +9,71 @@ from pathlib import Path
 
 import numpy as np
 
+from sidecar import custom_ops
+from sidecar.custom_ops import CustomOpsUnavailable
 from sidecar.errors import ModelInvalid
+from sidecar.job import FloatArray, PixelValues
 from sidecar.manifest import Manifest
-from sidecar.session import Array, KernelsMissing, Session, kernels_variant
+from sidecar.session import Session
 
-# Between the two graphs; an operator that is wrong on a CPU is wrong by far more.
+# Between two graphs of one model; a custom op that is wrong on a CPU is wrong by far more.
 POOLED_COSINE = 0.995
 HEATMAP_R = 0.99
 
 
 @dataclass(frozen=True, slots=True)
-class Kernels:
-    """Whether our own operators are in use, and why so, as one sentence."""
+class CustomOps:
+    """Whether our custom ops are in use, and why so, as one sentence."""
 
     on: bool
     why: str
 
 
-def load(
-    model: Path, described: Manifest, threads: int, kernels: str = "auto"
-) -> tuple[Session, Kernels]:
-    """Load one of the graphs; `kernels` is auto or off. Raises ModelInvalid."""
+def select(
+    model: Path, manifest: Manifest, threads: int, kernels: str = "auto"
+) -> tuple[Session, CustomOps]:
+    """Load the best graph of the model directory that works here; `kernels` is auto or off, and
+    `threads` 0 means one per physical core. Raises ModelInvalid.
+    """
     if kernels == "off":
         why = "they were switched off with --kernels off."
     else:
         why = "the model directory has no graph for them."
-        for candidate in described.kernels:
+        for candidate in manifest.kernels:
             try:
-                variant = kernels_variant(candidate.operators)
-                session = Session(model / candidate.graph, threads, kernels=True)
-            except KernelsMissing as error:
+                variant = custom_ops.variant(candidate.operators)
+                session = Session(model / candidate.graph, threads, custom_ops=True)
+            except CustomOpsUnavailable as error:
                 why = str(error)
                 continue
             except ModelInvalid:
                 why = "onnxruntime does not load the graph for them."
                 continue
-            misses = check(session, described, model)
-            if not misses:
-                return session, Kernels(
+            difference = check(session, manifest, model)
+            if not difference:
+                return session, CustomOps(
                     True,
                     f"this CPU has {variant} for {' and '.join(candidate.operators)}, and the "
                     "golden input came out as recorded.",
                 )
             del session  # its memory goes before the next graph takes as much
-            why = f"the golden input did not come out as recorded: {misses}."
-    return Session(model / described.graph, threads), Kernels(False, why)
+            why = f"the golden input did not come out as recorded: {difference}."
+    return Session(model / manifest.graph, threads), CustomOps(False, why)
 
 
-def check(session: Session, described: Manifest, model: Path) -> str:
-    """Run the golden input; in which figure it falls short of the record, empty if in none."""
-    with np.load(model / described.golden, allow_pickle=False) as recorded:
+def check(session: Session, manifest: Manifest, model: Path) -> str:
+    """Run the golden input. Return why its outputs differ from the recorded ones, or "" if they do
+    not.
+    """
+    with np.load(model / manifest.golden, allow_pickle=False) as recorded:
         pooled, scores = recorded["pooled_embedding"], recorded["attention_scores"]
     try:
-        found = session.run(golden_input(min(described.resolutions)))
+        outputs = session.run(golden_input(min(manifest.resolutions)))
     except Exception:  # onnxruntime's exceptions share no base below Exception
         return "onnxruntime does not get through the graph"
-    cosine = _cosine(found["pooled_embedding"], pooled)
-    r = _cosine(_centred(found["attention_scores"]), _centred(scores))
-    # Written so that NaN falls short too.
+    cosine = _cosine(outputs["pooled_embedding"], pooled)
+    r = _cosine(_centred(outputs["attention_scores"]), _centred(scores))
+    # Written so that NaN is a difference too.
     if not cosine >= POOLED_COSINE:
         return f"the cosine of the pooled embeddings is {cosine:.4f}, not {POOLED_COSINE} or more"
     if not r >= HEATMAP_R:
@@ -76,13 +83,13 @@ def check(session: Session, described: Manifest, model: Path) -> str:
 
 def record(session: Session, side: int, path: Path) -> None:
     """Write what `check` compares with; the build calls this with the plain graph."""
-    found = session.run(golden_input(side))
+    outputs = session.run(golden_input(side))
     names = ("pooled_embedding", "attention_scores")
-    np.savez(path, allow_pickle=False, **{name: found[name] for name in names})
+    np.savez(path, allow_pickle=False, **{name: outputs[name] for name in names})
 
 
-def golden_input(side: int) -> Array:
-    """A picture of waves, a bright square and a dark one: [1, 3, side, side], from -1 to 1."""
+def golden_input(side: int) -> PixelValues:
+    """A picture of waves, a bright square and a dark one: float32 [1, 3, side, side], -1 to 1."""
     down, across = np.mgrid[0:side, 0:side].astype(np.float32) / side
     waves = [
         np.sin(2 * np.pi * (3 + 4 * c) * (across + (c - 1) * down * down)) * (1 - 0.5 * down)
@@ -94,11 +101,11 @@ def golden_input(side: int) -> Array:
     return picture[None].astype(np.float32)
 
 
-def _centred(values: Array) -> Array:
+def _centred(values: FloatArray) -> FloatArray:
     return np.asarray(values - values.mean(), np.float32)
 
 
-def _cosine(a: Array, b: Array) -> float:
+def _cosine(a: FloatArray, b: FloatArray) -> float:
     if a.shape != b.shape:
         return float("nan")
     x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()

@@ -1,14 +1,12 @@
 """Scores and image become a picture: the map over the image, with a legend that says what it is."""
 
-from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from sidecar.errors import RequestMalformed
-from sidecar.images import Rgb
+from sidecar.job import HeatmapOptions, Rgb
 from sidecar.manifest import GRID
 
 LEGEND = "relative embedding norm; not attention, not evidence for a diagnosis"
@@ -20,30 +18,10 @@ _ANCHORS = {
     "inferno": "000004 1b0c41 4a0c6b 781c6d a52c60 cf4446 ed6925 fb9b06 f7d13d fcffa4",
     "grey": "000000 ffffff",
 }
-COLORMAPS = tuple(_ANCHORS)
-
-
-@dataclass(frozen=True, slots=True)
-class Heatmap:
-    """How to draw. `alpha` is the map's weight over the image; below `threshold` none is shown."""
-
-    colormap: str = "turbo"
-    alpha: float = 0.5
-    threshold: float = 0.0
-    invert: bool = False
-    legend: bool = True
-
-    def __post_init__(self) -> None:
-        """Raises RequestMalformed."""
-        if self.colormap not in COLORMAPS:
-            raise RequestMalformed(f"heatmap.colormap must be one of {', '.join(COLORMAPS)}.")
-        for name, value in (("alpha", self.alpha), ("threshold", self.threshold)):
-            if not 0 <= value <= 1:
-                raise RequestMalformed(f"heatmap.{name} must lie between 0 and 1; {value} came.")
 
 
 def draw(
-    scores: NDArray[np.float32], over: Rgb | None, size: tuple[int, int], how: Heatmap
+    scores: NDArray[np.float32], over: Rgb | None, size: tuple[int, int], how: HeatmapOptions
 ) -> bytes:
     """Draw 256 row-major scores, stretched to `size` (height, width), as the bytes of a PNG.
 
@@ -74,7 +52,7 @@ def _colours(name: str) -> NDArray[np.uint8]:
     return np.stack(mixed, axis=1).round().astype(np.uint8)
 
 
-def _with_legend(picture: Image.Image, how: Heatmap) -> Image.Image:
+def _with_legend(picture: Image.Image, how: HeatmapOptions) -> Image.Image:
     unit = min(max(picture.width // 60, 9), 48)  # the height of a letter, in pixels
     font = ImageFont.load_default(unit)
     lines = _wrap(LEGEND, font, picture.width - 2 * unit)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, MpoImagePlugin, WebPImagePlugin
 
 from sidecar.errors import ImageTooLarge, ImageUnreadable, SidecarError
+from sidecar.job import PixelValues, Rgb
 from sidecar.manifest import Normalisation
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -21,9 +22,6 @@ DECODERS = (MpoImagePlugin, WebPImagePlugin)  # JPEG with several images, and We
 Image.MAX_IMAGE_PIXELS = None  # `decode` applies a stricter bound, as an error, before any pixel
 
 MAX_SCANS = 100  # of a JPEG; each costs a pass over the image, and a progressive one has about ten
-
-Rgb = NDArray[np.uint8]  # [height, width, 3]
-PixelValues = NDArray[np.float32]  # [n, 3, height, width]
 
 
 def decode(data: bytes | memoryview, max_pixels: int) -> Rgb:

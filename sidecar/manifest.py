@@ -43,8 +43,8 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class KernelsGraph:
-    """The same model, over the same weights, with operators of ours: the kinds that it has."""
+class CustomOpsGraph:
+    """A graph of the same model over the same weights with custom ops: the op types it has."""
 
     graph: str
     operators: tuple[str, ...]
@@ -67,7 +67,7 @@ class Manifest:
     normalisation: Normalisation
     files: Mapping[str, File]
     tools: Mapping[str, str] = field(default_factory=dict)
-    kernels: tuple[KernelsGraph, ...] = ()  # the fastest first; where the recipe has them
+    kernels: tuple[CustomOpsGraph, ...] = ()  # the fastest first; where the recipe has them
     golden: str = ""  # what the plain graph made of the golden input, to prove the others by
     format: int = FORMAT
     digest: str = ""  # SHA-256 of manifest.json itself, hence of the whole model; set by `read`
@@ -135,14 +135,14 @@ def check_files(manifest: Manifest, directory: Path) -> None:
                 raise ModelInvalid(
                     f"{name} has {size} bytes where the manifest says {expected.bytes}. {REBUILD}"
                 )
-            found = _measure(path)
+            measured = _measure(path)
         except FileNotFoundError as error:
             raise ModelInvalid(f"{name} is missing. {REBUILD}") from error
         except OSError as error:
             raise ModelInvalid(f"{name} cannot be read: {error.strerror}. {REBUILD}") from error
-        if found.sha256 != expected.sha256:
+        if measured.sha256 != expected.sha256:
             raise ModelInvalid(
-                f"{name} has changed: its SHA-256 begins {found.sha256[:12]} where the manifest "
+                f"{name} has changed: its SHA-256 begins {measured.sha256[:12]} where the manifest "
                 f"says {expected.sha256[:12]}. {REBUILD}"
             )
 
@@ -185,7 +185,7 @@ def _parse(fields: dict[str, Any], digest: str) -> Manifest:
                 for name, file in fields["files"].items()
             },
             kernels=tuple(
-                KernelsGraph(str(entry["graph"]), tuple(str(name) for name in entry["operators"]))
+                CustomOpsGraph(str(entry["graph"]), tuple(str(name) for name in entry["operators"]))
                 for entry in fields["kernels"]
             ),
             golden=str(fields.get("golden", "")),

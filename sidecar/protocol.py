@@ -1,7 +1,8 @@
-"""Frames in, messages out: no sockets, no clocks, no model.
+"""Frames in, messages out: no sockets, no clocks, no model, no images.
 
 A message is [header: msgpack map] [payload: raw bytes]*. The header is small and typed; pixels and
-floats stay outside it, so nothing large is ever copied. Twin of electron_bridge/src/protocol.ts;
+floats stay outside it, so nothing large is ever copied. It imports numpy, since the payloads are
+arrays, and no engine, image library or socket. Twin of electron_bridge/src/protocol.ts;
 tests/golden holds both to the same bytes.
 """
 
@@ -14,7 +15,6 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.encoder import HEATMAP_PNG, ImageFile, Input, Job, Pixels, Tensor
 from sidecar.errors import (
     ProtocolVersion,
     RequestMalformed,
@@ -22,8 +22,16 @@ from sidecar.errors import (
     RequestUnsupported,
     SidecarError,
 )
-from sidecar.heatmap import Heatmap
-from sidecar.session import OUTPUTS
+from sidecar.job import (
+    HEATMAP_PNG,
+    OUTPUTS,
+    HeatmapOptions,
+    ImageFile,
+    Input,
+    Job,
+    Pixels,
+    Tensor,
+)
 
 VERSION = 1
 MAX_HEADER = 64 * 1024  # bytes
@@ -33,14 +41,6 @@ MAX_ID = 2**32 - 1
 
 DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
-
-_HEATMAP: Mapping[str, tuple[type, ...]] = {
-    "colormap": (str,),
-    "alpha": (int, float),
-    "threshold": (int, float),
-    "invert": (bool,),
-    "legend": (bool,),
-}
 
 Frame = bytes | memoryview
 
@@ -288,16 +288,12 @@ def _outputs(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(value))
 
 
-def _heatmap(value: Any) -> Heatmap:
+def _heatmap(value: Any) -> HeatmapOptions:
     if value is None:
-        return Heatmap()
+        return HeatmapOptions()
     if not isinstance(value, dict):
         raise RequestMalformed("heatmap must be a map.")
-    given = {name: value[name] for name in _HEATMAP if value.get(name) is not None}
-    for name, item in given.items():
-        if type(item) not in _HEATMAP[name]:  # a bool is no number here, though Python says so
-            raise RequestMalformed(f"heatmap.{name} has the wrong type.")
-    return Heatmap(**given)
+    return HeatmapOptions.parse(value)
 
 
 def _is_id(value: Any) -> TypeGuard[int]:

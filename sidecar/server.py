@@ -6,18 +6,16 @@ socket lives in one thread; replies from others reach it through a queue and a w
 
 import hmac
 import logging
-import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
 import zmq
-from zmq.utils import z85
 
 from sidecar.errors import Internal, SidecarError
-from sidecar.outbox import Outbox
 from sidecar.protocol import Frame
+from sidecar.send_buffer import SendBuffer
 from sidecar.service import BUG, Client, Service
 from sidecar.settings import Limits
 
@@ -25,7 +23,7 @@ log = logging.getLogger(__name__)
 
 LINGER_MS = 1000
 HANDSHAKE_MS = 2000
-QUEUED_MESSAGES = 4  # that ZeroMQ holds for one peer; further replies wait in our outbox
+QUEUED_MESSAGES = 4  # that ZeroMQ holds for one peer; further replies wait in our send buffer
 SLACK = 2  # frames up to this many times too large get an answer; larger ones end the connection
 RETRY_MS = 20
 
@@ -49,7 +47,7 @@ class Server:
         self._wake_out.connect("inproc://wake")
         self._wake_lock = threading.Lock()
         self._outgoing: deque[tuple[Client, list[Frame]]] = deque()
-        self._outboxes: dict[bytes, Outbox] = {}
+        self._buffers: dict[bytes, SendBuffer] = {}
         self._stopping = False
 
         router = self._context.socket(zmq.ROUTER)
@@ -107,7 +105,7 @@ class Server:
         for socket in (self._router, self._zap, self._wake_in):
             poller.register(socket, zmq.POLLIN)
         while not self._stopping:
-            ready = dict(poller.poll(RETRY_MS if self._outboxes else None))
+            ready = dict(poller.poll(RETRY_MS if self._buffers else None))
             if self._zap in ready:
                 self._authenticate()
             if self._wake_in in ready:
@@ -119,7 +117,7 @@ class Server:
         while self._router.poll(0) and time.monotonic() < end:
             self._receive(service)  # what came before the end is owed an answer, too
         self._send_all()
-        while self._outboxes and time.monotonic() < end:
+        while self._buffers and time.monotonic() < end:
             time.sleep(RETRY_MS / 1e3)
             self._send_all()
         with self._wake_lock:
@@ -147,36 +145,23 @@ class Server:
         while self._outgoing:
             client, frames = self._outgoing.popleft()
             assert isinstance(client, bytes)
-            if not self._outboxes.setdefault(client, Outbox()).put(frames):
+            if not self._buffers.setdefault(client, SendBuffer()).put(frames):
                 log.warning("a peer does not fetch its replies; one was dropped")
-        for client in list(self._outboxes):
+        for client in list(self._buffers):
             if self._flush(client):
-                del self._outboxes[client]
+                del self._buffers[client]
 
     def _flush(self, client: bytes) -> bool:
-        """Send what this peer takes; whether nothing is left for it."""
-        outbox = self._outboxes[client]
-        while outbox:
+        """Send what this peer takes; True if nothing is left for it."""
+        buffer = self._buffers[client]
+        while buffer:
             try:
-                self._router.send_multipart([client, *outbox.first()], zmq.NOBLOCK, copy=False)
+                self._router.send_multipart([client, *buffer.first()], zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return False
             except zmq.ZMQError as error:
                 if error.errno != zmq.EHOSTUNREACH:
                     raise
                 return True  # it has gone, and its replies with it
-            outbox.drop_first()
+            buffer.drop_first()
         return True
-
-
-def client_key(text: str) -> bytes:
-    """The 32 bytes of a Z85 public key. Raises ValueError."""
-    if len(text) != 40 or not text.isascii():
-        raise ValueError("a Z85 key has 40 characters")
-    try:
-        key = z85.decode(text)
-    except (KeyError, struct.error) as error:  # a character or a group outside of Z85
-        raise ValueError("not Z85") from error
-    if len(key) != 32:
-        raise ValueError("not 32 bytes")
-    return bytes(key)

@@ -4,6 +4,7 @@ Transports hand in frames with a name for their sender, and get replies back thr
 reply may come from any thread. The service knows no sockets.
 """
 
+import itertools
 import logging
 import threading
 import time
@@ -11,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
-from queue import SimpleQueue
 from typing import Any
 
 from sidecar import __version__, protocol
@@ -26,7 +26,6 @@ from sidecar.errors import (
     SidecarError,
 )
 from sidecar.manifest import Manifest
-from sidecar.metrics import Metrics
 from sidecar.protocol import (
     Cancel,
     Done,
@@ -41,6 +40,7 @@ from sidecar.protocol import (
 )
 from sidecar.session import VERSIONS, Run
 from sidecar.settings import Limits
+from sidecar.stats import Stats as Statistics
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +52,15 @@ Deliver = Callable[[Client, list[Frame]], None]
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """An accepted `encode` request, until it is answered."""
+    """An accepted `encode` request, until nobody works on it any more."""
 
     client: Client
     request: Encode
     accepted: float = field(default_factory=time.perf_counter)
     run: Run = field(default_factory=Run)
     prepared: Future[Prepared] = field(default_factory=Future)
+    preparing: bool = False  # the preparer holds its payload
+    counted: bool = True  # its payload is part of the queue's bytes
 
 
 class Service:
@@ -85,16 +87,14 @@ class Service:
         self._on_finished = on_finished  # all is answered and no more will be, or why none can be
         self._changed = threading.Condition()
         self._queue: deque[Task] = deque()
+        self._current: Task | None = None  # being worked on, no longer in the queue
         self._open: dict[tuple[Client, int], Task] = {}
-        self._bytes = 0  # of the payloads in the queue or being worked on
+        self._bytes = 0  # of the payloads of tasks that the queue or a thread still holds
         self._ending = False  # no new work
         self._draining = False  # no new work, but what was accepted is still done
         self._encoder: Encoder | None = None
-        self._metrics = Metrics()
+        self._statistics = Statistics()
         self._worker = threading.Thread(target=self._work, name="model", daemon=True)
-        # The first of the queue is prepared while the one before it is worked on. No more than
-        # that: prepared images take more memory than the payloads that the queue counts.
-        self._first: SimpleQueue[Task] = SimpleQueue()
         self._preparer = threading.Thread(target=self._prepare, name="images", daemon=True)
 
     @property
@@ -102,6 +102,7 @@ class Service:
         return "loading" if self._encoder is None else "ready"
 
     def start(self) -> None:
+        """Begin to load the model."""
         self._worker.start()
 
     def handle(self, client: Client, frames: Sequence[Frame]) -> None:
@@ -180,8 +181,6 @@ class Service:
             self._open[task.client, task.request.id] = task
             self._bytes += task.request.bytes
             self._queue.append(task)
-            if self._queue[0] is task:
-                self._first.put(task)
             self._changed.notify_all()
 
     def _cancel_all(self) -> None:
@@ -198,18 +197,16 @@ class Service:
             if task is None:
                 return False
             if task in self._queue:
-                first = self._queue[0] is task
                 self._queue.remove(task)
-                self._bytes -= task.request.bytes
-                if first and self._queue:
-                    self._first.put(self._queue[0])
+                self._release(task)
+                self._changed.notify_all()
         task.run.terminate()
         error = RequestCancelled("the request was cancelled.")
         self._answer(client, task.request.op, Failed(id, error))
         return True
 
     def _close(self, task: Task) -> bool:
-        """Whether a reply is still owed; a client may reuse the id of a request it cancelled."""
+        """True if a reply is still owed; a client may reuse the id of a request it cancelled."""
         key = (task.client, task.request.id)
         with self._changed:
             owed = self._open.get(key) is task
@@ -225,15 +222,15 @@ class Service:
                 if not self._ending:
                     self._on_ready()
             self._preparer.start()
-            while (task := self._next()) is not None:
-                self._perform(encoder, task)
+            while self._perform_next(encoder):
+                pass
         except SidecarError as error:
             self._on_finished(error)
         except Exception:
             log.exception("the worker failed")
             self._on_finished(Internal(BUG))
         else:
-            if not self._ending:  # else whoever ends us still has a reply to give
+            if not self._ending:  # else `end` or a shutdown still has a reply to give
                 self._on_finished(None)
 
     def _next(self) -> Task | None:
@@ -242,22 +239,48 @@ class Service:
                 if self._ending or self._draining:
                     return None
                 self._changed.wait()
-            task = self._queue.popleft()
-            if self._queue:
-                self._first.put(self._queue[0])
-            return task
+            self._current = self._queue.popleft()
+            self._changed.notify_all()
+            return self._current
 
     def _prepare(self) -> None:
         assert self._encoder is not None
         while True:
-            task = self._first.get()
+            with self._changed:
+                task = self._changed.wait_for(self._unprepared)
+                assert task is not None
+                task.preparing = True
             try:
                 task.run.check()
                 task.prepared.set_result(self._encoder.prepare(task.request.job))
             except BaseException as error:
                 task.prepared.set_exception(error)
+            with self._changed:
+                task.preparing = False
+                self._release(task)
+            del task  # its payload must not wait with us
 
-    def _perform(self, encoder: Encoder, task: Task) -> None:
+    def _unprepared(self) -> Task | None:
+        """What to prepare: the current task, else the first of the queue. No more than that:
+        prepared images take more memory than the payloads that the queue counts.
+        """
+        for task in (self._current, *itertools.islice(self._queue, 1)):
+            if task is not None and not task.preparing and not task.prepared.done():
+                return task
+        return None
+
+    def _release(self, task: Task) -> None:
+        """Count the payload no longer, if nobody holds it; call this whenever somebody lets go."""
+        held = task.preparing or task is self._current or task in self._queue
+        if task.counted and not held:
+            task.counted = False
+            self._bytes -= task.request.bytes
+
+    def _perform_next(self, encoder: Encoder) -> bool:
+        """Wait for a task and do it; False at the end."""
+        task = self._next()
+        if task is None:
+            return False
         begun = time.perf_counter()
         reply: Reply
         timing: dict[str, float] = {}
@@ -275,19 +298,21 @@ class Service:
             log.exception("a request failed", extra={"request": task.request.id})
             reply = Failed(task.request.id, Internal(BUG))
         with self._changed:
-            self._bytes -= task.request.bytes
+            self._current = None
+            self._release(task)
             if timing:
                 timing["total_ms"] = (time.perf_counter() - task.accepted) * 1e3
-                self._metrics.time(encoding.resolution, encoding.images, timing)
+                self._statistics.time(encoding.resolution, encoding.images, timing)
         if self._close(task):
             self._answer(task.client, task.request.op, reply, timing)
+        return True
 
     def _answer(
         self, client: Client, op: str, reply: Reply, timing: dict[str, float] | None = None
     ) -> None:
         code = reply.error.code if isinstance(reply, Failed) else "ok"
         with self._changed:
-            self._metrics.count(op, code)
+            self._statistics.count(op, code)
         self._deliver(client, protocol.encode(reply))
         rounded = {name: round(value, 1) for name, value in (timing or {}).items()}
         log.info("answered", extra={"request": reply.id, "op": op, "code": code, **rounded})
@@ -323,9 +348,9 @@ class Service:
                 "model_id": self.manifest.model_id,
                 "model_revision": self.manifest.revision,
                 "versions": VERSIONS,
-                "kernels": None if self._encoder is None else asdict(self._encoder.kernels),
+                "kernels": None if self._encoder is None else asdict(self._encoder.custom_ops),
                 "queue": {"requests": len(self._open), "bytes": self._bytes},
-                **self._metrics.report(),
+                **self._statistics.report(),
             }
 
 

@@ -7,15 +7,14 @@ import base64
 import ctypes
 import itertools
 import os
-import sys
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sidecar.custom_ops import LIBRARY, CustomOpsUnavailable, library
 from sidecar.errors import ModelInvalid, RequestCancelled
+from sidecar.job import OUTPUTS, FloatArray, PixelValues
 
 # onnxruntime sends telemetry by default; only this variable, set before the import, stops it all.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -28,20 +27,7 @@ onnxruntime.set_default_logger_severity(4)  # errors reach us as exceptions
 
 VERSIONS = {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
 
-# Our own operators for onnxruntime; built by sidecar/kernels/make.py, and not on every machine.
-_SUFFIX = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
-KERNELS = Path(__file__).parent / "kernels" / f"vision_kernels.{_SUFFIX}"
-
-OUTPUTS = ("projected_embeddings", "attention_scores", "pooled_embedding")
-
-Array = NDArray[np.float32]
-
-
 _NUMBERS = itertools.count(1)
-
-
-class KernelsMissing(Exception):
-    """Our own operators are not to be had on this machine; the message is a sentence for people."""
 
 
 class Run:
@@ -52,15 +38,15 @@ class Run:
         # Hundreds of megabytes of scratch memory go back to the system after each image.
         self.options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self.number = next(_NUMBERS)
-        self.kernels: ctypes.CDLL | None = None  # where operators of ours take part
+        self.library: ctypes.CDLL | None = None  # where the graph has custom ops of ours
 
     def terminate(self) -> None:
-        """End the run between two nodes, or within one of ours; `Session.run` raises
+        """End the run between two nodes, or within one of our custom ops; `Session.run` raises
         RequestCancelled.
         """
         self.options.terminate = True
-        if self.kernels is not None:
-            self.kernels.vision_kernels_end(self.number)
+        if self.library is not None:
+            self.library.vision_kernels_end(self.number)
 
     def check(self) -> None:
         """Raises RequestCancelled once `terminate` was called."""
@@ -71,23 +57,24 @@ class Run:
 class Session:
     """An ONNX graph with the inputs and outputs of a vision encoder.
 
-    Raises ModelInvalid if onnxruntime refuses the file. `threads` 0 means one per physical core.
-    `kernels`: the graph has operators of ours; raises KernelsMissing if they cannot be loaded.
+    `threads` 0 means one per physical core of the machine. `custom_ops`: the graph has custom ops
+    of ours. Raises ModelInvalid if onnxruntime refuses the file, CustomOpsUnavailable if the native
+    library cannot be loaded.
     """
 
-    def __init__(self, graph: Path, threads: int = 0, kernels: bool = False) -> None:
-        self.kernels = _library() if kernels else None
+    def __init__(self, graph: Path, threads: int = 0, custom_ops: bool = False) -> None:
+        self.library = library() if custom_ops else None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if saturates():
             options.add_session_config_entry("session.x64quantprecision", "1")
-        if kernels:
+        if custom_ops:
             try:
-                options.register_custom_ops_library(str(KERNELS))
+                options.register_custom_ops_library(str(LIBRARY))
             except Exception as error:
-                raise KernelsMissing(f"onnxruntime does not load {KERNELS.name}.") from error
+                raise CustomOpsUnavailable(f"onnxruntime does not load {LIBRARY.name}.") from error
         try:
             self._session = onnxruntime.InferenceSession(
                 str(graph), options, providers=["CPUExecutionProvider"]
@@ -103,55 +90,21 @@ class Session:
                 f"{graph.name} has the outputs {', '.join(names)}; expected {', '.join(OUTPUTS)}."
             )
 
-    def run(self, pixel_values: Array, run: Run | None = None) -> dict[str, Array]:
-        """Run [n, 3, height, width]; the three outputs by name. Raises RequestCancelled."""
+    def run(self, pixel_values: PixelValues, run: Run | None = None) -> dict[str, FloatArray]:
+        """Run [n, 3, height, width] float32; the OUTPUTS by name. Raises RequestCancelled, and
+        whatever onnxruntime raises where a node fails.
+        """
         run = run or Run()
-        run.kernels = self.kernels
-        if self.kernels is not None:
-            self.kernels.vision_kernels_begin(run.number)
-        run.check()  # after that: who ended the run before had nothing to tell them yet
+        run.library = self.library
+        if self.library is not None:
+            self.library.vision_kernels_begin(run.number)
+        run.check()  # after `begin`: a `terminate` before that could not reach the custom ops
         try:
             arrays = self._session.run(OUTPUTS, {"pixel_values": pixel_values}, run.options)
         except Exception:
             run.check()
             raise
         return dict(zip(OUTPUTS, arrays, strict=True))
-
-
-def kernels_variant(operators: Iterable[str]) -> str:
-    """The instruction set with which these operators of ours would run on this CPU.
-
-    Raises KernelsMissing where one of them would not.
-    """
-    library = _library()
-    variant = b""
-    for operator in operators:
-        variant = library.vision_kernels_variant(operator.encode())
-        if not variant:
-            raise KernelsMissing(f"this CPU has no instructions that make {operator} faster.")
-    return variant.decode()
-
-
-def kernels_peak(rounds: int) -> int:
-    """Multiply registers, so many rounds long; how many operations that was. For benchmarks."""
-    operations: int = _library().vision_kernels_peak(rounds)
-    return operations
-
-
-def _library() -> ctypes.CDLL:
-    if not KERNELS.exists():
-        raise KernelsMissing("they were not built for this machine.")
-    try:
-        library = ctypes.CDLL(str(KERNELS))
-        library.vision_kernels_variant.argtypes = [ctypes.c_char_p]
-        library.vision_kernels_variant.restype = ctypes.c_char_p
-        library.vision_kernels_peak.argtypes = [ctypes.c_uint64]
-        library.vision_kernels_peak.restype = ctypes.c_uint64
-        for function in (library.vision_kernels_begin, library.vision_kernels_end):
-            function.argtypes, function.restype = (ctypes.c_uint64,), None
-    except (OSError, AttributeError) as error:
-        raise KernelsMissing(f"{KERNELS.name} cannot be loaded on this machine.") from error
-    return library
 
 
 # MatMulInteger of A (uint8 [1, 64]) with B (int8 [64, 1]), opset 18, as a serialised ModelProto.

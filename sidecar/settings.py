@@ -74,21 +74,21 @@ def parse(argv: Sequence[str]) -> Settings:
     encode.add_argument("--out", type=Path, required=True, metavar="DIR")
     encode.add_argument("--resolution", type=_positive, default=None, metavar="PIXELS")
 
-    found = parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
     return Settings(
-        command=found.command,
-        model=found.model,
-        threads=found.threads,
-        kernels=found.kernels,
-        priority=found.priority,
+        command=arguments.command,
+        model=arguments.model,
+        threads=arguments.threads,
+        kernels=arguments.kernels,
+        priority=arguments.priority,
         limits=Limits(
-            max_pixels=found.max_pixels,
-            max_queue=getattr(found, "max_queue", default.max_queue),
-            max_queue_bytes=getattr(found, "max_queue_bytes", default.max_queue_bytes),
+            max_pixels=arguments.max_pixels,
+            max_queue=getattr(arguments, "max_queue", default.max_queue),
+            max_queue_bytes=getattr(arguments, "max_queue_bytes", default.max_queue_bytes),
         ),
-        images=tuple(getattr(found, "images", ())),
-        out=getattr(found, "out", Path()),
-        resolution=getattr(found, "resolution", None),
+        images=tuple(getattr(arguments, "images", ())),
+        out=getattr(arguments, "out", Path()),
+        resolution=getattr(arguments, "resolution", None),
     )
 
 

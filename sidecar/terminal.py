@@ -1,8 +1,7 @@
-"""What a person runs in a terminal: `encode` and `verify`. One answer, then the end."""
+"""The commands that a person runs in a terminal: `encode` and `verify`. No server, no queue."""
 
 import contextlib
 import os
-import sys
 from io import BytesIO
 from pathlib import Path
 from time import perf_counter
@@ -10,49 +9,52 @@ from typing import BinaryIO
 
 import numpy as np
 
-from sidecar import encoder, manifest, manners, session
-from sidecar.encoder import HEATMAP_PNG, Encoder, ImageFile, Job
+from sidecar import encoder, manifest, session
+from sidecar.console import FAILED, complain, say
+from sidecar.encoder import Encoder
 from sidecar.errors import ImageUnreadable, ModelInvalid, SidecarError
-from sidecar.session import OUTPUTS
+from sidecar.job import HEATMAP_PNG, OUTPUTS, ImageFile, Job
 from sidecar.settings import Settings
 
-FAILED = 1
 
-
-def encode(chosen: Settings, stdout: BinaryIO) -> int:
-    """Write `<stem>.npz` and `<stem>.heatmap.png` for each image; one that fails stops no other."""
-    stems = [image.stem.casefold() for image in chosen.images]
+def encode(settings: Settings, stdout: BinaryIO) -> int:
+    """Write `<stem>.npz` (the OUTPUTS) and `<stem>.heatmap.png` for each image. One that fails does
+    not stop the others. Returns the exit code.
+    """
+    stems = [image.stem.casefold() for image in settings.images]
     if len(set(stems)) < len(stems):
         return complain(ValueError("two images have the same name; encode them one after another."))
     try:
-        engine = load(chosen, manifest.read(chosen.model))
-        chosen.out.mkdir(parents=True, exist_ok=True)
+        loaded = encoder.load(manifest.read(settings.model), settings)
+        settings.out.mkdir(parents=True, exist_ok=True)
     except (SidecarError, OSError) as error:
         return complain(error)
     failures = 0
-    for number, image in enumerate(chosen.images, 1):
-        where = f"image {number} of {len(chosen.images)}"
+    for number, image in enumerate(settings.images, 1):
+        where = f"image {number} of {len(settings.images)}"
         try:
-            say(stdout, f"{where}: {_encode(engine, image, chosen)}\n".encode())
+            say(stdout, f"{where}: {_encode(loaded, image, settings)}\n".encode())
         except (SidecarError, OSError) as error:
             failures += 1
             complain(error, where)
     return FAILED if failures else 0
 
 
-def verify(chosen: Settings, stdout: BinaryIO) -> int:
-    """Check every file against the manifest, load the model, run it once, say what was found."""
+def verify(settings: Settings, stdout: BinaryIO) -> int:
+    """Check every file against the manifest, load the model, run it once, and print the figures.
+    Returns the exit code.
+    """
     try:
-        described = manifest.read(chosen.model)
-        engine = load(chosen, described)
+        described = manifest.read(settings.model)
+        loaded = encoder.load(described, settings)
         side = described.default_resolution
         begun = perf_counter()
-        found = engine.session.run(np.zeros((1, 3, side, side), np.float32))
+        outputs = loaded.session.run(np.zeros((1, 3, side, side), np.float32))
         seconds = perf_counter() - begun
-        for name, array in found.items():
+        for name, array in outputs.items():
             if not np.isfinite(array).all():
                 raise ModelInvalid(f"the model's {name} are not finite numbers.")
-        shapes = {name: list(array.shape) for name, array in found.items()}
+        shapes = {name: list(array.shape) for name, array in outputs.items()}
     except SidecarError as error:
         return complain(error)
     lines = [
@@ -63,7 +65,7 @@ def verify(chosen: Settings, stdout: BinaryIO) -> int:
         *(f"output       {name} {shape}" for name, shape in shapes.items()),
         f"run          {side} x {side} in {seconds:.2f} s with onnxruntime "
         f"{session.VERSIONS['onnxruntime']}",
-        f"kernels      {'on' if engine.kernels.on else 'off'}: {engine.kernels.why}",
+        f"kernels      {'on' if loaded.custom_ops.on else 'off'}: {loaded.custom_ops.why}",
         f"digest       {described.digest}",
         "The model directory is as it was built.",
     ]
@@ -71,45 +73,19 @@ def verify(chosen: Settings, stdout: BinaryIO) -> int:
     return 0
 
 
-def load(chosen: Settings, described: manifest.Manifest) -> Encoder:
-    return encoder.load(
-        chosen.model,
-        described,
-        chosen.threads or manners.cores(),
-        chosen.limits.max_pixels,
-        chosen.kernels,
-    )
-
-
-def say(stdout: BinaryIO, line: bytes) -> None:
-    """Write where somebody may listen; whether or not they do, we go on."""
-    with contextlib.suppress(OSError, ValueError):
-        stdout.write(line)
-        stdout.flush()
-
-
-def complain(error: Exception, where: str = "") -> int:
-    """One sentence on stderr; the exit code."""
-    code = f"{error.code}: " if isinstance(error, SidecarError) else ""
-    text = error.strerror if isinstance(error, OSError) else str(error)
-    with contextlib.suppress(OSError, ValueError):
-        print(f"{where}{': ' if where else ''}{code}{text}", file=sys.stderr)
-    return FAILED
-
-
-def _encode(engine: Encoder, image: Path, chosen: Settings) -> str:
-    side = chosen.resolution
+def _encode(loaded: Encoder, image: Path, settings: Settings) -> str:
+    side = settings.resolution
     job = Job(
         ImageFile(_read(image)),
         resolution=None if side is None else (side, side),
         outputs=(*OUTPUTS, HEATMAP_PNG),
     )
-    encoding = engine.encode(job)
+    encoding = loaded.encode(job)
     png = encoding.arrays.pop(HEATMAP_PNG).tobytes()
     npz = BytesIO()
     np.savez(npz, allow_pickle=False, **encoding.arrays)
-    _write(chosen.out / f"{image.stem}.npz", npz.getvalue())
-    _write(chosen.out / f"{image.stem}.heatmap.png", png)
+    _write(settings.out / f"{image.stem}.npz", npz.getvalue())
+    _write(settings.out / f"{image.stem}.heatmap.png", png)
     height, width = encoding.resolution
     return (
         f"{height} x {width}, preprocessing {encoding.preprocess_ms:.0f} ms, "

@@ -28,7 +28,7 @@ from pathlib import Path
 from sidecar import engine, manifest
 from sidecar.session import saturates
 model, kernels, given, to = sys.argv[1:]
-session, state = engine.load(Path(model), manifest.read(Path(model)), 2, kernels)
+session, state = engine.select(Path(model), manifest.read(Path(model)), 2, kernels)
 with np.load(given) as images:
     found = {f"{name}/{output}": array for name in images
              for output, array in session.run(images[name]).items()}

@@ -14,9 +14,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from sidecar import engine, manifest, session
-from sidecar.manifest import KernelsGraph, Manifest
-from sidecar.session import KernelsMissing
+from sidecar import custom_ops, engine, manifest, session
+from sidecar.custom_ops import CustomOpsUnavailable
+from sidecar.manifest import CustomOpsGraph, Manifest
 from tests import stand_in
 
 DOMAIN = "vision.sidecar"
@@ -28,8 +28,8 @@ MODEL = "vision_encoder_kernels.onnx"
 @pytest.fixture(scope="module", autouse=True)
 def _served() -> None:
     try:
-        session.kernels_variant(["Attention"])
-    except KernelsMissing as error:
+        custom_ops.variant(["Attention"])
+    except CustomOpsUnavailable as error:
         pytest.skip(str(error))
 
 
@@ -52,7 +52,7 @@ def load_nodes(graph: onnx.GraphProto, domain: str) -> onnxruntime.InferenceSess
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.register_custom_ops_library(str(session.KERNELS))
+    options.register_custom_ops_library(str(custom_ops.LIBRARY))
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -111,7 +111,7 @@ def test_what_attention_cannot_do_is_said_in_a_sentence(
 def test_a_run_is_ended_in_the_midst_of_an_operator_and_the_next_one_is_not() -> None:
     attention = one_node(KERNELS, heads=8)
     arrays = inputs(1, 8192, 8 * 64)
-    library = ctypes.CDLL(str(session.KERNELS))
+    library = ctypes.CDLL(str(custom_ops.LIBRARY))
     library.vision_kernels_begin(ctypes.c_uint64(2**40))
     ending = threading.Timer(0.05, library.vision_kernels_end, (ctypes.c_uint64(2**40),))
     ending.start()
@@ -220,7 +220,7 @@ def model(tmp_path: Path) -> Path:
         user.input[:] = ["seen" if name == "rows" else name for name in user.input]
     graph.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     onnx.save(graph, directory / MODEL)
-    golden = session.Session(directory / MODEL, kernels=True)
+    golden = session.Session(directory / MODEL, custom_ops=True)
     engine.record(golden, min(described.resolutions), directory / "golden.npz")
     _describe(directory, described)
     return directory
@@ -229,28 +229,28 @@ def model(tmp_path: Path) -> Path:
 def _describe(directory: Path, described: Manifest) -> None:
     names = [described.graph, MODEL, "golden.npz"]
     files = manifest.describe(directory, names)
-    kernels = (KernelsGraph(MODEL, ("Attention",)),)
+    kernels = (CustomOpsGraph(MODEL, ("Attention",)),)
     written = replace(described, files=files, kernels=kernels, golden="golden.npz")
     manifest.write(written, directory)
 
 
-def load(model: Path, kernels: str = "auto") -> engine.Kernels:
-    return engine.load(model, manifest.load(model), 1, kernels)[1]
+def load(model: Path, kernels: str = "auto") -> engine.CustomOps:
+    return engine.select(model, manifest.load(model), 1, kernels)[1]
 
 
 def test_the_kernels_are_used_where_the_golden_input_comes_out_as_recorded(model: Path) -> None:
     state = load(model)
     assert state.on
-    assert session.kernels_variant(["Attention"]) in state.why
+    assert custom_ops.variant(["Attention"]) in state.why
 
 
 def test_where_the_first_graph_fails_the_next_one_is_tried(model: Path) -> None:
     shutil.copyfile(model / MODEL, model / "better.onnx")
     described = manifest.read(model)
-    unknown = KernelsGraph("better.onnx", ("Attention", "Clairvoyance"))
-    broken = KernelsGraph("golden.npz", ("Attention",))
+    unknown = CustomOpsGraph("better.onnx", ("Attention", "Clairvoyance"))
+    broken = CustomOpsGraph("golden.npz", ("Attention",))
     described = replace(described, kernels=(unknown, broken, *described.kernels))
-    state = engine.load(model, described, 1)[1]
+    state = engine.select(model, described, 1)[1]
     assert state.on
     assert "Clairvoyance" not in state.why
 
@@ -261,7 +261,7 @@ def test_a_graph_that_fails_when_it_is_run_is_not_used(
     run = session.Session.run
 
     def fail(self: session.Session, *arguments: Any) -> Any:
-        if self.kernels is not None:
+        if self.library is not None:
             raise RuntimeError("a node failed")
         return run(self, *arguments)
 
@@ -293,18 +293,18 @@ def test_another_result_than_the_recorded_one_takes_the_plain_graph(
 def test_a_library_that_is_not_there_takes_the_plain_graph(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "KERNELS", model / "nowhere.so")
-    assert load(model) == engine.Kernels(False, "they were not built for this machine.")
+    monkeypatch.setattr(custom_ops, "LIBRARY", model / "nowhere.so")
+    assert load(model) == engine.CustomOps(False, "they were not built for this machine.")
 
 
 def test_a_library_that_is_none_takes_the_plain_graph(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (model.parent / "not_one.so").write_bytes(b"no library")
-    monkeypatch.setattr(session, "KERNELS", model.parent / "not_one.so")
-    assert load(model) == engine.Kernels(False, "not_one.so cannot be loaded on this machine.")
+    monkeypatch.setattr(custom_ops, "LIBRARY", model.parent / "not_one.so")
+    assert load(model) == engine.CustomOps(False, "not_one.so cannot be loaded on this machine.")
 
 
 def test_a_model_without_them_takes_the_plain_graph(tmp_path: Path) -> None:
     state = load(stand_in.make(tmp_path / "model"))
-    assert state == engine.Kernels(False, "the model directory has no graph for them.")
+    assert state == engine.CustomOps(False, "the model directory has no graph for them.")

@@ -21,8 +21,9 @@ from build.kernels import KERNELS_GRAPHS
 from build.recipes import Choice
 from build.reference import VisionEncoderWrapper, load, scores
 from build.validate import Bars, Figure, hold
-from sidecar import manifest
-from sidecar.session import KernelsMissing, Session, kernels_variant
+from sidecar import custom_ops, manifest
+from sidecar.custom_ops import CustomOpsUnavailable
+from sidecar.session import Session
 from tests import tiny
 
 SIZES = ((448, 448), (224, 224), (224, 448), (448, 224))
@@ -101,10 +102,10 @@ def test_graphs_with_operators_of_ours_give_what_the_plain_one_gives(
     built: dict[str, Path], name: str
 ) -> None:
     try:
-        kernels_variant(KERNELS_GRAPHS[name])
-    except KernelsMissing as error:
+        custom_ops.variant(KERNELS_GRAPHS[name])
+    except CustomOpsUnavailable as error:
         pytest.skip(str(error))
-    ours, plain = Session(built["default"] / name, 2, kernels=True), session(built["default"])
+    ours, plain = Session(built["default"] / name, 2, custom_ops=True), session(built["default"])
     for height, width in SIZES:
         x = pixels(2, height, width)
         found, expected = (s.run(x)[OUTPUTS[0]] for s in (ours, plain))

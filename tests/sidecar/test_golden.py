@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from sidecar import errors, protocol
-from sidecar.encoder import ImageFile, Job, Pixels, Tensor
 from sidecar.errors import SidecarError
-from sidecar.heatmap import Heatmap
+from sidecar.job import HeatmapOptions, ImageFile, Job, Pixels, Tensor
 from sidecar.protocol import Cancel, Done, Encode, Failed, Hello, Reply, Shutdown, Stats
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -73,7 +72,7 @@ REQUESTS = {
             Pixels(np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8)),
             resolution=(448, 896),
             outputs=("pooled_embedding", "heatmap_png"),
-            heatmap=Heatmap("viridis", alpha=1, threshold=0.25, invert=True, legend=False),
+            heatmap=HeatmapOptions("viridis", alpha=1, threshold=0.25, invert=True, legend=False),
         ),
         bytes=6,
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import msgpack
@@ -14,7 +16,7 @@ from sidecar import protocol
 from sidecar.errors import Busy
 from sidecar.protocol import Cancel, Done, Encode, Failed, Hello, Shutdown, Stats, Unreadable
 from tests import fuzz
-from tests.client import message
+from tests.client import ROOT, message
 
 Request = Hello | Encode | Cancel | Stats | Shutdown
 
@@ -183,3 +185,11 @@ def test_a_failure_tells_whether_to_try_again() -> None:
         "message": "later.",
         "retryable": True,
     }
+
+
+def test_the_wire_loads_no_engine_no_image_library_and_no_socket() -> None:
+    code = (
+        "import sidecar.protocol, sidecar.handshake, sys\n"
+        "assert not {'onnxruntime', 'PIL', 'zmq'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

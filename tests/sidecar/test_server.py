@@ -12,9 +12,10 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar import outbox
-from sidecar.outbox import Outbox
+from sidecar import send_buffer
+from sidecar.handshake import decode_z85
 from sidecar.protocol import Frame
+from sidecar.send_buffer import SendBuffer
 from sidecar.server import Server
 from sidecar.settings import Limits
 
@@ -38,7 +39,7 @@ class Running:
         self.context = zmq.Context()
         self.public, self.secret = zmq.curve_keypair()
         self.echo = Echo()
-        self.server = Server(zmq.utils.z85.decode(self.public), Limits())
+        self.server = Server(decode_z85(self.public.decode()), Limits())
         self.echo.server = self.server
         self.stopped = threading.Event()
         self.server.start(self.echo, lambda _: self.stopped.set())  # type: ignore[arg-type]
@@ -68,17 +69,17 @@ def running() -> Iterator[Running]:
 
 
 def waiting(server: Server) -> int:
-    return sum(box.bytes for box in list(server._outboxes.values()))
+    return sum(box.bytes for box in list(server._buffers.values()))
 
 
 def test_unread_replies_are_bounded_and_block_nobody(running: Running) -> None:
     deaf, other = running.connect(), running.connect()
-    for _ in range(3 * outbox.MAX_BYTES // (8 * MEGABYTE)):
+    for _ in range(3 * send_buffer.MAX_BYTES // (8 * MEGABYTE)):
         deaf.send(b"8")
         assert running.answers(other)
-    while running.echo.handled < 2 * (3 * outbox.MAX_BYTES // (8 * MEGABYTE)):
+    while running.echo.handled < 2 * (3 * send_buffer.MAX_BYTES // (8 * MEGABYTE)):
         time.sleep(0.01)
-    assert 0 < waiting(running.server) <= outbox.MAX_BYTES
+    assert 0 < waiting(running.server) <= send_buffer.MAX_BYTES
     deaf.close()
     end = time.monotonic() + 10
     while waiting(running.server) and time.monotonic() < end:
@@ -88,7 +89,7 @@ def test_unread_replies_are_bounded_and_block_nobody(running: Running) -> None:
 
 def test_a_reply_larger_than_the_bound_still_arrives(running: Running) -> None:
     reader = running.connect()
-    megabytes = outbox.MAX_BYTES // MEGABYTE + 1
+    megabytes = send_buffer.MAX_BYTES // MEGABYTE + 1
     reader.send(b"%d" % megabytes)
     assert reader.poll(30_000)
     assert len(reader.recv()) == megabytes * MEGABYTE
@@ -120,10 +121,10 @@ def test_what_was_sent_before_the_end_is_answered(running: Running) -> None:
 
 
 @given(st.lists(st.integers(0, 5000)))
-def test_an_outbox_keeps_order_and_bound(sizes: list[int]) -> None:
-    box = Outbox(max_bytes=10_000)
+def test_a_send_buffer_keeps_order_and_bound(sizes: list[int]) -> None:
+    box = SendBuffer(max_bytes=10_000)
     kept = [size for size in sizes if box.put([bytes(size)])]
-    assert box.bytes <= max(10_000, 5000 + outbox.OVERHEAD)
+    assert box.bytes <= max(10_000, 5000 + send_buffer.OVERHEAD)
     assert bool(kept) == bool(sizes)
     for size in kept:
         assert len(box.first()[0]) == size

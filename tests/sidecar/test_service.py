@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from typing import Any
 
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sidecar import protocol
-from sidecar.encoder import Encoding, Job, Prepared
-from sidecar.engine import Kernels
+from sidecar.encoder import Encoding, Prepared
+from sidecar.engine import CustomOps
 from sidecar.errors import ImageUnreadable, ModelInvalid, SidecarError
+from sidecar.job import Job
 from sidecar.manifest import Manifest, Normalisation
 from sidecar.protocol import Frame
 from sidecar.service import Service
@@ -47,7 +49,7 @@ PATIENCE = 10.0
 class Puppet:
     """An encoder whose runs last until they are told to end, one way or another."""
 
-    kernels = Kernels(on=False, why="a puppet has none.")
+    custom_ops = CustomOps(on=False, why="a puppet has none.")
 
     def __init__(self) -> None:
         self.working = threading.Event()
@@ -74,7 +76,7 @@ class Puppet:
 
 
 class Conversation:
-    def __init__(self, load: Any = None) -> None:
+    def __init__(self, load: Any = None, limits: Limits = LIMITS) -> None:
         self.puppet = Puppet()
         encoder: Any = self.puppet
         self.replies: list[dict[str, Any]] = []
@@ -83,7 +85,7 @@ class Conversation:
         self.service = Service(
             MANIFEST,
             load=load or (lambda: encoder),
-            limits=LIMITS,
+            limits=limits,
             deliver=self.deliver,
             on_ready=self.ready.set,
             on_finished=self.finished.append,
@@ -268,6 +270,55 @@ def test_the_next_image_is_prepared_while_one_is_inferred_and_no_more_than_that(
         talk.puppet.finish.set()
         until(lambda count=count: len(talk.replies) == count)
     assert talk.puppet.prepared == [1, 2, 3]
+
+
+def test_a_cancelled_request_leaves_memory_at_once_while_an_image_is_slow_to_prepare() -> None:
+    megabyte = 2**20
+    talk = Conversation(limits=Limits(max_queue=3, max_queue_bytes=30 * megabyte))
+    assert talk.ready.wait(PATIENCE)
+    preparing, release = threading.Event(), threading.Event()
+
+    def slow(job: Job) -> Prepared:
+        preparing.set()
+        release.wait()
+        return Prepared(job, np.zeros((1, 3, 1, 1), np.float32), None, 1.0)
+
+    talk.puppet.prepare = slow  # type: ignore[method-assign]
+    talk.send("encode", 1, {"image": b"x"})
+    assert preparing.wait(PATIENCE)
+    tracemalloc.start()
+    try:
+        for id in range(2, 12):
+            talk.send("encode", id, {"image": bytes(20 * megabyte)})
+            talk.send("cancel", 1000 + id, params={"target": id})
+        assert talk.ask("stats", 5000)["queue"]["bytes"] == 1
+        assert tracemalloc.get_traced_memory()[0] < 20 * megabyte
+    finally:
+        tracemalloc.stop()
+        release.set()
+    assert [code(reply) for reply in talk.replies].count("request.cancelled") == 10
+
+
+def test_the_payload_of_a_cancelled_request_counts_until_its_preparation_ends(
+    talk: Conversation,
+) -> None:
+    preparing, release = threading.Event(), threading.Event()
+
+    def slow(job: Job) -> Prepared:
+        preparing.set()
+        release.wait()
+        return Prepared(job, np.zeros((1, 3, 1, 1), np.float32), None, 1.0)
+
+    talk.send("encode", 1, {"image": b"x"})
+    assert talk.puppet.working.wait(PATIENCE)
+    talk.puppet.prepare = slow  # type: ignore[method-assign]
+    talk.send("encode", 2, {"image": bytes(900)})
+    assert preparing.wait(PATIENCE)
+    talk.send("cancel", 3, params={"target": 2})
+    assert talk.ask("stats", 4)["queue"] == {"requests": 1, "bytes": 901}
+    assert code(talk.ask("encode", 5, {"image": bytes(900)})) == "busy"
+    release.set()
+    until(lambda: talk.ask("stats", 6)["queue"]["bytes"] == 1)
 
 
 def test_an_image_that_cannot_be_prepared_is_told_in_its_turn(talk: Conversation) -> None:

@@ -15,8 +15,8 @@ STAGES = ("queue_ms", "preprocess_ms", "inference_ms", "total_ms")
 _STATUS = {"VmRSS": "rss_bytes", "VmHWM": "peak_rss_bytes"}
 
 
-class Metrics:
-    """Not locked: its owner calls it under a lock of its own."""
+class Stats:
+    """Counts by op and code, times in milliseconds. Not locked: the owner holds a lock."""
 
     def __init__(self) -> None:
         self.begun = time.monotonic()
@@ -27,11 +27,11 @@ class Metrics:
         )
 
     def count(self, op: str, code: str) -> None:
-        """`code` is `ok` or that of an error."""
+        """Note an answer; `code` is `ok` or that of an error."""
         self._counts[op, code] += 1
 
     def time(self, resolution: tuple[int, int], images: int, timing: Mapping[str, float]) -> None:
-        """`timing` in milliseconds by stage, of a request with that many images."""
+        """Note the times of a request with that many images: milliseconds by stage."""
         name = f"{resolution[0]}x{resolution[1]}"
         for stage in STAGES:
             self._times[name][stage].append(timing[stage])
@@ -39,6 +39,7 @@ class Metrics:
         self._image_ms[name].append(busy / images)
 
     def report(self) -> dict[str, Any]:
+        """What the op `stats` answers with; see docs/protocol.md."""
         counts: dict[str, dict[str, int]] = defaultdict(dict)
         for (op, code), number in sorted(self._counts.items()):
             counts[op][code] = number
@@ -59,20 +60,20 @@ class Metrics:
 
 
 def memory() -> dict[str, int]:
-    """Bytes this process holds now and held at most, as far as the system tells."""
-    found: dict[str, int] = {}
+    """Resident bytes of this process, now and at most, as far as the system tells."""
+    sizes: dict[str, int] = {}
     if sys.platform == "linux":
         # Not getrusage: its peak is the parent's, until ours is higher.
         for line in Path("/proc/self/status").read_text("ascii").splitlines():
             key, _, value = line.partition(":")
             if key in _STATUS:
-                found[_STATUS[key]] = int(value.split()[0]) * 1024
+                sizes[_STATUS[key]] = int(value.split()[0]) * 1024
     elif sys.platform != "win32":
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found["peak_rss_bytes"] = peak if sys.platform == "darwin" else peak * 1024
-    return found
+        sizes["peak_rss_bytes"] = peak if sys.platform == "darwin" else peak * 1024
+    return sizes
 
 
 def _quantiles(values: list[float]) -> dict[str, float]:

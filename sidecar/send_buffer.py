@@ -1,16 +1,14 @@
-"""Replies that one peer has not taken yet, bounded by bytes. It knows no sockets."""
+"""The send buffer of one peer: replies that it has not taken yet, bounded in bytes. No sockets."""
 
 from collections import deque
 
 from sidecar.protocol import Frame
 
-MAX_BYTES = (
-    128 * 2**20
-)  # a full queue of replies at the largest size that a MedGemma gives, and half
-OVERHEAD = 1024  # bytes that a reply costs us besides its own
+MAX_BYTES = 128 * 2**20  # 1.5 full queues of the largest replies that a MedGemma gives
+OVERHEAD = 1024  # bytes that a reply costs beside its frames
 
 
-class Outbox:
+class SendBuffer:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
         self._replies: deque[list[Frame]] = deque()
@@ -20,7 +18,7 @@ class Outbox:
         return len(self._replies)
 
     def put(self, frames: list[Frame]) -> bool:
-        """Whether there was room. One reply always fits, whatever its size."""
+        """Append a reply; False if there is no room. One reply always fits, whatever its size."""
         size = _size(frames)
         if self._replies and self.bytes + size > self._max_bytes:
             return False

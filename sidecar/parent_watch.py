@@ -18,9 +18,9 @@ ORPHANED = 0  # nobody is left to read an exit status
 _started = threading.Event()
 
 
-def mind_parent() -> None:
-    """Until `watch`, exit when the parent is another one: a start from a cold disk takes seconds,
-    and nothing reads stdin yet. Windows has no such sign, and waits for the start to end.
+def watch_start() -> None:
+    """Until `watch_stdin`, exit when the parent is another one: a start from a cold disk takes
+    seconds, and nothing reads stdin yet. Windows has no such sign, and waits for the start to end.
     """
     if os.name == "posix":
         # Init, where it died before we could look; or an app that is a container's first process.
@@ -28,19 +28,20 @@ def mind_parent() -> None:
         if parent == INIT and _hung_up():
             os._exit(ORPHANED)
         arguments = (parent,)
-        threading.Thread(target=_poll, args=arguments, name="parent", daemon=True).start()
+        threading.Thread(target=_poll, args=arguments, name="parent_poll", daemon=True).start()
 
 
-def watch() -> None:
-    """Exit, whatever the process is doing, at end of file. Import native modules before this:
-    on Windows a thread that reads a pipe can block the loading of a library (numpy#24290).
+def watch_stdin() -> None:
+    """From now on, exit at end of file on stdin, whatever the process is doing. Import native
+    modules first: on Windows a thread that reads a pipe can block the loading of a library
+    (numpy#24290).
     """
     _started.set()
-    threading.Thread(target=_wait, name="lifeline", daemon=True).start()
+    threading.Thread(target=_wait, name="parent_watch", daemon=True).start()
 
 
 def _hung_up() -> bool:
-    """Whether nobody holds the other end of stdin; reads nothing."""
+    """True if nobody holds the other end of stdin; reads nothing."""
     poll = select.poll()
     poll.register(STDIN, 0)
     return any(event & select.POLLHUP for _, event in poll.poll(0))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar import manners
+from sidecar import priority
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,30 +21,30 @@ ROOT = Path(__file__).parents[2]
     ],
 )
 def test_a_limit_on_processor_time_becomes_a_number_of_cores(cpu_max: str, cores: int) -> None:
-    assert manners.quota(cpu_max) == cores
+    assert priority.quota(cpu_max) == cores
 
 
 def test_no_limit_leaves_every_core() -> None:
-    assert manners.quota("max 100000\n") > 1_000_000
+    assert priority.quota("max 100000\n") > 1_000_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere onnxruntime counts the cores")
 def test_no_more_cores_are_counted_than_this_process_may_run_on() -> None:
     only = min(os.sched_getaffinity(0))
-    assert _child(f"os.sched_setaffinity(0, [{only}]); print(manners.cores())") == "1"
+    assert _child(f"os.sched_setaffinity(0, [{only}]); print(priority.physical_cores())") == "1"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="niceness is Unix's")
 def test_a_child_that_yields_is_nicer_than_its_parent_but_not_nicer_twice() -> None:
     nice = os.nice(0)
-    assert _child("manners.yield_to_others(); print(os.nice(0))") == str(max(nice, manners.NICE))
-    twice = "manners.yield_to_others(); manners.yield_to_others(); print(os.nice(0))"
-    assert _child(twice) == str(max(nice, manners.NICE))
+    assert _child("priority.lower(); print(os.nice(0))") == str(max(nice, priority.NICE))
+    twice = "priority.lower(); priority.lower(); print(os.nice(0))"
+    assert _child(twice) == str(max(nice, priority.NICE))
 
 
 def _child(code: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", f"import os; from sidecar import manners; {code}"],
+        [sys.executable, "-c", f"import os; from sidecar import priority; {code}"],
         cwd=ROOT,
         capture_output=True,
         text=True,

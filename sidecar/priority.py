@@ -1,4 +1,4 @@
-"""How much of the machine this process takes: its priority, and how many cores it works on."""
+"""How much of the machine this process takes: its scheduling priority, and its number of cores."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ CPUS = Path("/sys/devices/system/cpu")
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def yield_to_others() -> None:
+def lower() -> None:
     """Lower this process's priority, for good. Before any thread starts: on Linux each has its own,
     and inherits it.
     """
@@ -28,7 +28,7 @@ def yield_to_others() -> None:
         os.nice(max(0, NICE - os.nice(0)))  # who started us may have lowered it already
 
 
-def cores() -> int:
+def physical_cores() -> int:
     """The physical cores that this process may use; 0 where only onnxruntime knows them.
 
     onnxruntime itself counts the whole machine's, whatever a container or `taskset` allows.
