@@ -7,8 +7,9 @@ PY := .venv/bin/python
 NODE_MODULES := electron_bridge/node_modules/.package-lock.json
 BRIDGE := electron_bridge/dist/.built
 DEMO := .work/demo-model
+TINY := .work/tiny-model
 
-.PHONY: install kernels demo test check freeze bench profile soak fuzz lock clean
+.PHONY: install kernels demo test check freeze bench profile soak fuzz lock bundlers clean
 
 install: .venv/.installed $(BRIDGE) kernels
 
@@ -73,6 +74,13 @@ soak: install
 fuzz: install
 	$(PY) -m tests.fuzz
 	$(PY) -m tests.fuzz --count 20000 --seed 5 --transport stdio
+
+# The bridge inside bundles of esbuild, Vite and webpack, with the frozen program.
+bundlers: install $(TINY)
+	node packaging/bundlers/check.mjs dist/vision-sidecar $(TINY) examples/ecg.png
+
+$(TINY): .venv/.installed
+	$(PY) -m tests.tiny $@
 
 # Versions for every system and Python at once. torch is left out: it has its own line above.
 lock:

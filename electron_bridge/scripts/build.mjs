@@ -1,4 +1,7 @@
-/** Compiles src/ to dist/, and makes the one-file preload script that a sandboxed page can have. */
+/**
+ * Compiles src/ to dist/: CommonJS, which both `require` and `import` use in Node; the same as ES modules in
+ * dist/esm for bundlers; and the one-file preload script that a sandboxed page can have.
+ */
 
 import { execFileSync } from 'node:child_process';
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -11,6 +14,12 @@ const tsc = createRequire(import.meta.url).resolve('typescript/bin/tsc');
 
 rmSync(dist, { recursive: true, force: true });
 execFileSync(process.execPath, [tsc, '-p', root], { stdio: 'inherit' });
+const esm = path.join(dist, 'esm');
+const modules = ['--module', 'es2022', '--moduleResolution', 'bundler', '--declaration', 'false'];
+execFileSync(process.execPath, [tsc, '-p', root, '--outDir', esm, ...modules], {
+  stdio: 'inherit',
+});
+writeFileSync(path.join(esm, 'package.json'), '{ "type": "module" }\n');
 
 // A sandboxed preload can require nothing but electron: preload.js itself, and one line more.
 const preload = readFileSync(path.join(dist, 'preload.js'), 'utf8');

@@ -18,14 +18,16 @@ export interface Peer {
 
 /** Loads the native library when the first sidecar is started, not when an app imports us. */
 export async function loadTransport(): Promise<Transport> {
+  // Not a literal: bundlers leave it alone, and it is found at run time. Its library cannot be bundled.
+  const name: string = 'zeromq';
   try {
-    return new Transport(await import('zeromq'));
+    return new Transport((await import(/* webpackIgnore: true */ /* @vite-ignore */ name)) as Zmq);
   } catch (error) {
     throw new SidecarError(
       {
         code: 'bridge.transport_missing',
         message:
-          'the native part of the npm package zeromq could not be loaded. Keep it out of app.asar (asarUnpack: "**/*.node") and install it for this system.',
+          'the native part of the npm package zeromq could not be loaded. The app needs node_modules/zeromq beside its own code, also when that is bundled: installed for this system, and with asarUnpack: "**/*.node". withVisionSidecar of electron-vision-sidecar/builder or /forge takes care of that.',
       },
       { cause: error },
     );
