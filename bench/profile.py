@@ -7,14 +7,13 @@ use, on registers alone. Where there are none, it is onnxruntime's own largest p
 """
 
 import argparse
-import ctypes
+import importlib.util
 import json
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,27 +87,24 @@ def work(layers: int, tokens: int, hidden: int, wide: int) -> tuple[float, float
 
 
 def peak(threads: int) -> tuple[float, str]:
-    """Operations a second at most, and of what."""
-    try:
-        variant = custom_ops.variant(["Linear"])
-    except CustomOpsUnavailable:
+    """Operations a second at most, and of what. Builds `bench/kernels/peak.cc`."""
+    measured = _output([str(program("peak")), str(threads)])
+    if not measured:
         return largest_product(threads), "onnxruntime's MatMulInteger"
-    rounds, times = 30_000_000, []
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(5):
-            begun = perf_counter()
-            done = sum(pool.map(kernels_peak, [rounds] * threads))
-            times.append((perf_counter() - begun) / done)
-    return 1 / min(times), f"{variant} on registers"
+    variant, _, rest = measured.partition(": ")
+    return float(rest.split()[0]), f"{variant} on registers"
 
 
-def kernels_peak(rounds: int) -> int:
-    """Multiply registers, so many rounds long; how many operations that was."""
-    library = custom_ops.library()
-    library.vision_kernels_peak.argtypes = [ctypes.c_uint64]
-    library.vision_kernels_peak.restype = ctypes.c_uint64
-    operations: int = library.vision_kernels_peak(rounds)
-    return operations
+def program(name: str) -> Path:
+    """One of the programs in `bench/kernels`, built in `.work/kernels`."""
+    spec = importlib.util.spec_from_file_location("make", LIBRARY.parent / "make.py")
+    assert spec is not None
+    assert spec.loader is not None
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    make.build(make.WORK / "bench.log.txt", name)
+    path: Path = make.WORK / "bench" / name
+    return path.with_suffix(".exe") if sys.platform == "win32" else path
 
 
 def largest_product(threads: int) -> float:
@@ -162,14 +158,15 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--threads", type=int, default=priority.physical_cores())
     asked = parser.parse_args()
-    made = json.loads(_output("bench.models", str(asked.layers), "default"))["default"]
+    made = json.loads(_output([sys.executable, "-m", "bench.models", str(asked.layers), "default"]))
+    model = Path(made["default"]["path"])
     machine = describe(asked.threads)
     print(f"{machine['cpu']}: {', '.join(map(str, machine['features']))}")  # type: ignore[call-overload]
     print(f"{asked.layers} layers, {asked.threads} threads, {machine['versions']}")
     most, of = peak(asked.threads)
     print(f"peak: {most / 1e12:.2f} T operations a second, measured with {of}")
     linear, attention = work(asked.layers, (SIDE // 14) ** 2, 1152, 4304)
-    for title, graph in graphs(Path(made["path"])):
+    for title, graph in graphs(model):
         operators, whole = profile(graph, asked.threads)
         spent = sum(operators.values())
         print(f"\n## {title}: {whole:.3f} s; traced {spent:.3f} s, of which\n")
@@ -210,14 +207,8 @@ def _best(run: Callable[[], list[NDArray[Any]]]) -> float:
     return min(times)
 
 
-def _output(module: str, *arguments: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    ).stdout
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-// Flash attention in 8-bit integers: the scores of a few queries with a block of keys are made, turned
-// into probabilities and spent on the block's values before the next block is looked at.
+// SPDX-License-Identifier: Apache-2.0
+// Flash attention in 8-bit integers: the scores of a few queries with a block of keys are made,
+// turned into probabilities and spent on the block's values before the next block is looked at.
 //
-// docs/kernels.md explains the steps and has a picture of the blocking. This file knows how attention
-// is blocked; products-inl.h knows how numbers are multiplied; neither knows ONNX Runtime.
+// docs/kernels.md explains the scales and has a picture of the blocking. This file knows how
+// attention is blocked; microkernel-inl.h knows how numbers are multiplied; neither knows ONNX
+// Runtime.
 
 #include "attention.h"
 
@@ -16,7 +18,7 @@
 #define HWY_TARGET_INCLUDE "attention.cc"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set, up to HWY_ONCE
 #include "hwy/highway.h"
-#include "products-inl.h"
+#include "microkernel-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace vision_kernels {
@@ -25,17 +27,17 @@ namespace HWY_NAMESPACE {
 #if VK_SERVED
 
 constexpr size_t kBlockKeys = 64;      // values share a scale within a block: larger is less exact
-constexpr size_t kBlockQueries = 120;  // a multiple of kRows; their sums stay in the L2 cache
+constexpr size_t kBlockQueries = 120;  // a multiple of kMR; their sums stay in the L2 cache
 constexpr size_t kBlockVectors = kBlockKeys / kLanes;
-constexpr size_t kPanelKeys = kTileVectors * kLanes;
+constexpr size_t kPanelKeys = kNR * kLanes;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-static_assert(kBlockQueries % kRows == 0 && kBlockKeys % kPanelKeys == 0, "tiles fill their blocks");
+static_assert(kBlockQueries % kMR == 0 && kBlockKeys % kPanelKeys == 0, "tiles fill their blocks");
 
-// What is added to a probability before it is rounded, by the number of its key in the block: evenly
-// from -0.5 to 0.5, far apart for neighbours. Where one key of a block outweighs all others, theirs
-// are far below one unit. Rounded alike they would all be lost, though together they count; so
-// as many of them become 1 as make up their sum.
+// What is added to a probability before it is rounded, by the number of its key in the block:
+// evenly from -0.5 to 0.5, far apart for neighbours. Where one key of a block outweighs all others,
+// theirs are far below one unit. Rounded alike they would all be lost, though together they count;
+// so as many of them become 1 as make up their sum.
 struct Dither {
   constexpr Dither() : offsets() {
     for (size_t key = 0; key < kBlockKeys; ++key) {
@@ -48,100 +50,101 @@ struct Dither {
 };
 constexpr Dither kDither;
 
-// `Product` is the instruction, of products-inl.h.
+// `Product` is the instruction, of microkernel-inl.h.
 template <class Product>
 class FlashAttention {
-  using Left = typename Product::Left;  // queries and probabilities; keys and values are int8_t
+  using Lhs = typename Product::Lhs;  // queries and probabilities; keys and values are int8_t
 
  public:
-  FlashAttention(const AttentionShape& shape, const AttentionTensors& tensors, void* workspace,
-                 size_t workers)
+  FlashAttention(const AttentionShape& shape, const AttentionTensors& tensors, void* scratch_memory,
+                 size_t threads)
       : shape_(shape),
         tensors_(tensors),
         padded_width_(hwy::RoundUpTo(shape.width, kLanes)),
         groups_(hwy::DivCeil(shape.width, kGroup)),
         blocks_(hwy::DivCeil(shape.tokens, kBlockKeys)) {
     const size_t blocks = shape.batch * shape.heads * blocks_;  // of all heads
-    Carver carver(workspace);
-    keys_ = carver.Take<int8_t>(blocks * KeyBlockBytes());
-    key_steps_ = carver.Take<float>(blocks * kBlockKeys);
-    key_starts_ = carver.Take<int32_t>(blocks * kBlockKeys);
-    values_ = carver.Take<int8_t>(blocks * ValueBlockBytes());
-    value_steps_ = carver.Take<float>(blocks * padded_width_);
-    value_centres_ = carver.Take<float>(blocks * padded_width_);
-    desks_ = carver.Take<uint8_t>(0);
-    uint8_t* const end = carver.Take<uint8_t>(workers * Desk::Bytes(*this));
-    workspace_bytes_ = reinterpret_cast<uintptr_t>(end) - reinterpret_cast<uintptr_t>(workspace) +
-                       workers * Desk::Bytes(*this) + kCacheLine;
+    Arena arena(scratch_memory);
+    keys_ = arena.Allocate<int8_t>(blocks * KeyBlockBytes());
+    key_scales_ = arena.Allocate<float>(blocks * kBlockKeys);
+    key_compensation_ = arena.Allocate<int32_t>(blocks * kBlockKeys);
+    values_ = arena.Allocate<int8_t>(blocks * ValueBlockBytes());
+    value_scales_ = arena.Allocate<float>(blocks * padded_width_);
+    value_centres_ = arena.Allocate<float>(blocks * padded_width_);
+    scratches_ = arena.Allocate<uint8_t>(0);
+    uint8_t* const end = arena.Allocate<uint8_t>(threads * Scratch::Bytes(*this));
+    scratch_bytes_ = reinterpret_cast<uintptr_t>(end) -
+                     reinterpret_cast<uintptr_t>(scratch_memory) + threads * Scratch::Bytes(*this) +
+                     kCacheLine;
   }
 
-  // What a workspace at the worst alignment needs.
-  size_t workspace_bytes() const { return workspace_bytes_; }
+  // What a scratch_memory at the worst alignment needs.
+  size_t scratch_bytes() const { return scratch_bytes_; }
 
-  // Keys and values of one head of one image; `head` counts through all images. Each worker is told
-  // a number of its own, below the number of workers.
-  void Pack(size_t head, size_t worker) {
-    Desk desk(*this, worker);
-    PackKeys(head, desk);
+  // Keys and values of one head of one image; `head` counts through all images. Each thread is told
+  // a number of its own, below the number of threads.
+  void Pack(size_t head, size_t thread) {
+    Scratch scratch(*this, thread);
+    PackKeys(head, scratch);
     for (size_t block = 0; block < blocks_; ++block) PackValues(head, block);
   }
 
   // One block of queries, with a head that is packed.
-  void Attend(size_t head, size_t query_block, size_t worker) const {
-    Desk desk(*this, worker);
+  void Attend(size_t head, size_t query_block, size_t thread) const {
+    Scratch scratch(*this, thread);
     const size_t first = query_block * kBlockQueries;
     const size_t count = std::min(kBlockQueries, shape_.tokens - first);
-    const size_t padded = hwy::RoundUpTo(count, kRows);
-    TakeQueries(head, first, count, padded, desk);
+    const size_t padded = hwy::RoundUpTo(count, kMR);
+    QuantizeQueries(head, first, count, padded, scratch);
     for (size_t block = 0; block < blocks_; ++block) {
-      for (size_t row = 0; row < padded; row += kRows) {
-        Score(head, block, row, desk);
-        Weigh(block, row, desk);
-        Accumulate(head, block, row, desk);
+      for (size_t row = 0; row < padded; row += kMR) {
+        ComputeScores(head, block, row, scratch);
+        Softmax(block, row, scratch);
+        AccumulateValues(head, block, row, scratch);
       }
     }
-    Finish(head, first, count, desk);
+    Normalize(head, first, count, scratch);
   }
 
  private:
-  // The memory of one worker, for one block of queries at a time.
-  struct Desk {
-    Desk(const FlashAttention& attention, size_t worker)
-        : Desk(attention, attention.desks_ + worker * Bytes(attention)) {}
+  // The memory of one thread, for one block of queries at a time.
+  struct Scratch {
+    Scratch(const FlashAttention& attention, size_t thread)
+        : Scratch(attention, attention.scratches_ + thread * Bytes(attention)) {}
 
     static size_t Bytes(const FlashAttention& attention) {
-      return reinterpret_cast<uintptr_t>(Desk(attention, nullptr).end);
+      return reinterpret_cast<uintptr_t>(Scratch(attention, nullptr).end);
     }
 
-    size_t stride;       // of queries and sums, in elements
-    Left* queries;       // [kBlockQueries, stride]
-    float* query_steps;  // what a product is worth in the exponent of a power of two, per query
-    float* highest;      // the highest score of each query so far
-    float* weights;      // the sum of each query's probabilities so far
-    float* sums;         // [kBlockQueries, stride]: the sum of its probabilities times values
+    size_t stride;        // of queries and sums, in elements
+    Lhs* queries;         // [kBlockQueries, stride]
+    float* query_scales;  // what a product is worth in the exponent of a power of two, per query
+    float* highest;       // the highest score of each query so far
+    float* weights;       // the sum of each query's probabilities so far
+    float* sums;          // [kBlockQueries, stride]: the sum of its probabilities times values
 
-    float* scores;        // [kRows, kBlockKeys]; with what follows, of the kRows queries at hand
-    Left* probabilities;  // [kRows, kBlockKeys]
-    float block_sums[kRows];  // of these probabilities
-    float kept[kRows];        // what earlier sums are still worth
-    float gained[kRows];      // what this block's are worth
+    float* scores;             // [kMR, kBlockKeys]; with what follows, of the kMR queries at hand
+    Lhs* probabilities;        // [kMR, kBlockKeys]
+    float block_sums[kMR];     // of these probabilities
+    float old_factors[kMR];    // what earlier sums are still worth
+    float block_factors[kMR];  // what this block's are worth
 
     float* means;  // [stride], of the keys
     int8_t* key;   // [stride]
 
    private:
-    Desk(const FlashAttention& attention, uint8_t* memory) : stride(attention.padded_width_) {
-      Carver carver(memory);
-      queries = carver.Take<Left>(kBlockQueries * stride);
-      query_steps = carver.Take<float>(kBlockQueries);
-      highest = carver.Take<float>(kBlockQueries);
-      weights = carver.Take<float>(kBlockQueries);
-      sums = carver.Take<float>(kBlockQueries * stride);
-      scores = carver.Take<float>(kRows * kBlockKeys);
-      probabilities = carver.Take<Left>(kRows * kBlockKeys);
-      means = carver.Take<float>(stride);
-      key = carver.Take<int8_t>(stride);
-      end = carver.Take<uint8_t>(0);
+    Scratch(const FlashAttention& attention, uint8_t* memory) : stride(attention.padded_width_) {
+      Arena arena(memory);
+      queries = arena.Allocate<Lhs>(kBlockQueries * stride);
+      query_scales = arena.Allocate<float>(kBlockQueries);
+      highest = arena.Allocate<float>(kBlockQueries);
+      weights = arena.Allocate<float>(kBlockQueries);
+      sums = arena.Allocate<float>(kBlockQueries * stride);
+      scores = arena.Allocate<float>(kMR * kBlockKeys);
+      probabilities = arena.Allocate<Lhs>(kMR * kBlockKeys);
+      means = arena.Allocate<float>(stride);
+      key = arena.Allocate<int8_t>(stride);
+      end = arena.Allocate<uint8_t>(0);
     }
 
     uint8_t* end;
@@ -157,27 +160,28 @@ class FlashAttention {
     return (row * shape_.heads + head % shape_.heads) * shape_.width;
   }
 
-  // Keys become integers, each key with a step of its own. Their mean is subtracted first: it adds
+  // Keys become integers, each key with a scale of its own. Their mean is subtracted first: it adds
   // the same to all scores of a query, which the softmax does not notice, and the rest is smaller,
   // hence finer.
-  void PackKeys(size_t head, Desk& desk) {
-    FindMeans(head, desk.means);
+  void PackKeys(size_t head, Scratch& scratch) {
+    FindMeans(head, scratch.means);
     for (size_t token = 0; token < blocks_ * kBlockKeys; ++token) {
       const size_t number = head * blocks_ * kBlockKeys + token;  // of the key among all
       if (token < shape_.tokens) {
-        const uint32_t sum = QuantiseKey(head, token, desk, key_steps_[number]);
-        // Queries are stored plus kLeftShift; what that adds to their products is taken off here.
-        key_starts_[number] = static_cast<int32_t>(0u - Product::kLeftShift * sum);
-      } else {  // fills the last block up; Weigh overwrites its scores
-        std::fill_n(desk.key, desk.stride, int8_t{0});
-        key_steps_[number] = 0.0f;
-        key_starts_[number] = 0;
+        const uint32_t sum = QuantizeKey(head, token, scratch, key_scales_[number]);
+        // Queries are stored plus kLhsZeroPoint; what that adds to their products is taken off
+        // here.
+        key_compensation_[number] = static_cast<int32_t>(0u - Product::kLhsZeroPoint * sum);
+      } else {  // fills the last block up; Softmax overwrites its scores
+        std::fill_n(scratch.key, scratch.stride, int8_t{0});
+        key_scales_[number] = 0.0f;
+        key_compensation_[number] = 0;
       }
       // The key is one column of its panel, whose groups lie a row of the panel apart.
       const size_t column = number % kPanelKeys;
       int8_t* to = keys_ + (number - column) * groups_ * kGroupBytes + column * kGroupBytes;
       for (size_t group = 0; group < groups_; ++group) {
-        memcpy(to, desk.key + group * kGroup, kGroupBytes);
+        memcpy(to, scratch.key + group * kGroup, kGroupBytes);
         to += kPanelKeys * kGroupBytes;
       }
     }
@@ -196,24 +200,24 @@ class FlashAttention {
     for (size_t i = 0; i < shape_.width; ++i) means[i] /= static_cast<float>(shape_.tokens);
   }
 
-  // Leaves the key in `desk.key`; returns the sum of its integers, modulo 2^32.
-  uint32_t QuantiseKey(size_t head, size_t token, Desk& desk, float& step) const {
+  // Leaves the key in `scratch.key`; returns the sum of its integers, modulo 2^32.
+  uint32_t QuantizeKey(size_t head, size_t token, Scratch& scratch, float& scale) const {
     const Floats floats;
     const float* const key = tensors_.keys + Offset(head, token);
     const auto centred = [&](size_t i) HWY_ATTR {
-      return hn::Sub(LoadUpTo(key + i, shape_.width - i), hn::Load(floats, desk.means + i));
+      return hn::Sub(LoadUpTo(key + i, shape_.width - i), hn::Load(floats, scratch.means + i));
     };
     Float largest = hn::Zero(floats);
     for (size_t i = 0; i < shape_.width; i += kLanes) {
       largest = hn::Max(largest, hn::Abs(centred(i)));
     }
-    const Quantiser quantiser(hn::ReduceMax(floats, largest), Product::kRightLimit);
-    step = quantiser.step;
-    const Float inverse = hn::Set(floats, quantiser.inverse);
+    const Quantizer quantizer(hn::ReduceMax(floats, largest), Product::kRhsMax);
+    scale = quantizer.scale;
+    const Float inverse = hn::Set(floats, quantizer.inverse);
     Int sum = hn::Zero(Ints());
     for (size_t i = 0; i < shape_.width; i += kLanes) {
       const Int integers = Nearest(hn::Mul(centred(i), inverse));
-      StoreBytes(integers, desk.key + i);
+      StoreBytes(integers, scratch.key + i);
       sum = hn::Add(sum, integers);
     }
     return static_cast<uint32_t>(hn::ReduceSum(Ints(), sum));
@@ -231,7 +235,7 @@ class FlashAttention {
     });
   }
 
-  // The kLanes channels from `channel` on, as integers with one centre and one step per channel.
+  // The kLanes channels from `channel` on, as integers with one centre and one scale per channel.
   // Groups lie `stride` bytes apart.
   void PackChannels(size_t head, size_t block, size_t channel, int8_t* to, size_t stride) {
     const Floats floats;
@@ -249,108 +253,110 @@ class FlashAttention {
     const Float half = hn::Set(floats, 0.5f);
     const Float centre = hn::MulAdd(half, lowest, hn::Mul(half, highest));
     const Float reach = hn::Max(hn::Sub(highest, centre), hn::Set(floats, kSmallest));
-    const Float limit = hn::Set(floats, Product::kRightLimit);
+    const Float limit = hn::Set(floats, Product::kRhsMax);
     const size_t at = (head * blocks_ + block) * padded_width_ + channel;
     hn::Store(centre, floats, value_centres_ + at);
-    hn::Store(hn::Div(reach, limit), floats, value_steps_ + at);
+    hn::Store(hn::Div(reach, limit), floats, value_scales_ + at);
 
     const Float inverse = hn::Div(limit, reach);
-    const auto quantise = [&](size_t key) HWY_ATTR {
+    const auto quantize = [&](size_t key) HWY_ATTR {
       return ToBytes<int8_t>(Nearest(hn::Mul(hn::Sub(load(key), centre), inverse)));
     };
     for (size_t key = 0; key < kBlockKeys; key += kGroup, to += stride) {
-      hn::StoreInterleaved4(quantise(key), quantise(key + 1), quantise(key + 2), quantise(key + 3),
+      hn::StoreInterleaved4(quantize(key), quantize(key + 1), quantize(key + 2), quantize(key + 3),
                             hn::Rebind<int8_t, Ints>(), to);
     }
   }
 
-  // Queries become integers, each with a step of its own; rows up to `padded` repeat the last one.
-  void TakeQueries(size_t head, size_t first, size_t count, size_t padded, Desk& desk) const {
+  // Queries become integers, each with a scale of its own; rows up to `padded` repeat the last one.
+  void QuantizeQueries(size_t head, size_t first, size_t count, size_t padded,
+                       Scratch& scratch) const {
     const Floats floats;
     const float log2_e = 1.44269504f;  // the softmax is made of powers of two
     for (size_t row = 0; row < padded; ++row) {
-      const float* const query =
-          tensors_.queries + Offset(head, first + std::min(row, count - 1));
+      const float* const query = tensors_.queries + Offset(head, first + std::min(row, count - 1));
       Float largest = hn::Zero(floats);
       for (size_t i = 0; i < shape_.width; i += kLanes) {
         largest = hn::Max(largest, hn::Abs(LoadUpTo(query + i, shape_.width - i)));
       }
-      const Quantiser quantiser(hn::ReduceMax(floats, largest), 127.0f);
-      const Float inverse = hn::Set(floats, quantiser.inverse);
+      const Quantizer quantizer(hn::ReduceMax(floats, largest), 127.0f);
+      const Float inverse = hn::Set(floats, quantizer.inverse);
       for (size_t i = 0; i < shape_.width; i += kLanes) {
         const Int integers = Nearest(hn::Mul(LoadUpTo(query + i, shape_.width - i), inverse));
-        StoreBytes(hn::Add(integers, hn::Set(Ints(), Product::kLeftShift)),
-                   desk.queries + row * desk.stride + i);
+        StoreBytes(hn::Add(integers, hn::Set(Ints(), Product::kLhsZeroPoint)),
+                   scratch.queries + row * scratch.stride + i);
       }
       // Above zero, so that minus infinity times this is what it should be.
-      desk.query_steps[row] = std::max(quantiser.step * shape_.scale * log2_e,
-                                       std::numeric_limits<float>::min());
+      scratch.query_scales[row] =
+          std::max(quantizer.scale * shape_.scale * log2_e, std::numeric_limits<float>::min());
     }
-    std::fill_n(desk.highest, padded, -kInfinity);
-    std::fill_n(desk.weights, padded, 0.0f);
-    std::fill_n(desk.sums, padded * desk.stride, 0.0f);
+    std::fill_n(scratch.highest, padded, -kInfinity);
+    std::fill_n(scratch.weights, padded, 0.0f);
+    std::fill_n(scratch.sums, padded * scratch.stride, 0.0f);
   }
 
-  // Scores of kRows queries with a block of keys, still to be multiplied by the queries' steps.
-  void Score(size_t head, size_t block, size_t row, Desk& desk) const {
+  // Scores of kMR queries with a block of keys, still to be multiplied by the queries' scales.
+  void ComputeScores(size_t head, size_t block, size_t row, Scratch& scratch) const {
     const Floats floats;
     for (size_t panel = 0; panel < kBlockKeys; panel += kPanelKeys) {
       const size_t key = (head * blocks_ + block) * kBlockKeys + panel;
-      const float* const steps = key_steps_ + key;
-      const int32_t* const starts = key_starts_ + key;
-      float* const scores = desk.scores + panel;
-      MultiplyTile<Product, kTileVectors>(
-          desk.queries + row * desk.stride, desk.stride, keys_ + key * groups_ * kGroupBytes,
-          groups_, [=](size_t v) HWY_ATTR { return hn::Load(Ints(), starts + v * kLanes); },
+      const float* const scales = key_scales_ + key;
+      const int32_t* const compensation = key_compensation_ + key;
+      float* const scores = scratch.scores + panel;
+      MultiplyTile<Product, kNR>(
+          scratch.queries + row * scratch.stride, scratch.stride,
+          keys_ + key * groups_ * kGroupBytes, groups_,
+          [=](size_t v) HWY_ATTR { return hn::Load(Ints(), compensation + v * kLanes); },
           [=](size_t r, size_t v, Int sum) HWY_ATTR {
-            const Float step = hn::Load(floats, steps + v * kLanes);
-            const Float score = hn::Mul(hn::ConvertTo(floats, sum), step);
+            const Float scale = hn::Load(floats, scales + v * kLanes);
+            const Float score = hn::Mul(hn::ConvertTo(floats, sum), scale);
             hn::Store(score, floats, scores + r * kBlockKeys + v * kLanes);
           });
     }
   }
 
   // Scores become probabilities, relative to the query's highest score within this block.
-  void Weigh(size_t block, size_t row, Desk& desk) const {
+  void Softmax(size_t block, size_t row, Scratch& scratch) const {
     const Floats floats;
     const size_t valid = std::min(kBlockKeys, shape_.tokens - block * kBlockKeys);
-    constexpr size_t kPadded = (kRows + kLanes - 1) / kLanes * kLanes;  // whole vectors
-    HWY_ALIGN float kept[kPadded] = {};
-    HWY_ALIGN float gained[kPadded] = {};
-    for (size_t r = 0; r < kRows; ++r) {
-      float* const scores = desk.scores + r * kBlockKeys;
+    constexpr size_t kPadded = (kMR + kLanes - 1) / kLanes * kLanes;  // whole vectors
+    HWY_ALIGN float old_factors[kPadded] = {};
+    HWY_ALIGN float block_factors[kPadded] = {};
+    for (size_t r = 0; r < kMR; ++r) {
+      float* const scores = scratch.scores + r * kBlockKeys;
       std::fill(scores + valid, scores + kBlockKeys, -kInfinity);
       Float best = hn::Load(floats, scores);
       for (size_t v = 1; v < kBlockVectors; ++v) {
         best = hn::Max(best, hn::Load(floats, scores + v * kLanes));
       }
-      const float step = desk.query_steps[row + r];
-      const float block_highest = hn::ReduceMax(floats, best) * step;
-      const float highest = std::max(desk.highest[row + r], block_highest);
-      kept[r] = desk.highest[row + r] - highest;
-      gained[r] = block_highest - highest;
-      desk.highest[row + r] = highest;
-      desk.block_sums[r] =
-          WriteProbabilities(scores, step, block_highest, desk.probabilities + r * kBlockKeys);
+      const float scale = scratch.query_scales[row + r];
+      const float block_highest = hn::ReduceMax(floats, best) * scale;
+      const float highest = std::max(scratch.highest[row + r], block_highest);
+      old_factors[r] = scratch.highest[row + r] - highest;
+      block_factors[r] = block_highest - highest;
+      scratch.highest[row + r] = highest;
+      scratch.block_sums[r] =
+          WriteProbabilities(scores, scale, block_highest, scratch.probabilities + r * kBlockKeys);
     }
     for (size_t r = 0; r < kPadded; r += kLanes) {
-      hn::Store(Exp2(hn::Load(floats, kept + r)), floats, kept + r);
-      hn::Store(Exp2(hn::Load(floats, gained + r)), floats, gained + r);
+      hn::Store(Exp2(hn::Load(floats, old_factors + r)), floats, old_factors + r);
+      hn::Store(Exp2(hn::Load(floats, block_factors + r)), floats, block_factors + r);
     }
-    for (size_t r = 0; r < kRows; ++r) {
-      desk.kept[r] = kept[r];
-      desk.gained[r] = gained[r];
-      desk.weights[row + r] = desk.weights[row + r] * kept[r] + desk.block_sums[r] * gained[r];
+    for (size_t r = 0; r < kMR; ++r) {
+      scratch.old_factors[r] = old_factors[r];
+      scratch.block_factors[r] = block_factors[r];
+      scratch.weights[row + r] =
+          scratch.weights[row + r] * old_factors[r] + scratch.block_sums[r] * block_factors[r];
     }
   }
 
-  // The highest score's probability becomes the largest left factor, or one less where the dither does
-  // not round it up; returns the sum of all. All are too large by the same factor: so are the weights,
-  // by which they are divided in the end.
-  static float WriteProbabilities(const float* scores, float step, float highest, Left* to) {
+  // The highest score's probability becomes the largest left factor, or one less where the dither
+  // does not round it up; returns the sum of all. All are too large by the same factor: so are the
+  // weights, by which they are divided in the end.
+  static float WriteProbabilities(const float* scores, float scale, float highest, Lhs* to) {
     const Floats floats;
-    const Float factor = hn::Set(floats, step);
-    const Float offset = hn::Set(floats, std::log2(Product::kLeftLimit - 1) - highest);
+    const Float factor = hn::Set(floats, scale);
+    const Float offset = hn::Set(floats, std::log2(Product::kLhsMax - 1) - highest);
     Int sum = hn::Zero(Ints());
     for (size_t v = 0; v < kBlockVectors; ++v) {
       const Float score = hn::Load(floats, scores + v * kLanes);
@@ -362,42 +368,42 @@ class FlashAttention {
     return static_cast<float>(hn::ReduceSum(Ints(), sum));
   }
 
-  // sums = sums * kept + probabilities * values * gained
-  void Accumulate(size_t head, size_t block, size_t row, Desk& desk) const {
+  // sums = sums * old_factors + probabilities * values * block_factors
+  void AccumulateValues(size_t head, size_t block, size_t row, Scratch& scratch) const {
     const Floats floats;
     const size_t number = head * blocks_ + block;
     ForEachPanel(padded_width_ / kLanes, [&](auto vectors, size_t first) HWY_ATTR {
       const size_t channel = first * kLanes;
       const int8_t* const panel = values_ + number * ValueBlockBytes() + channel * kBlockKeys;
-      const float* const steps = value_steps_ + number * padded_width_ + channel;
+      const float* const scales = value_scales_ + number * padded_width_ + channel;
       const float* const centres = value_centres_ + number * padded_width_ + channel;
-      float* const sums = desk.sums + row * desk.stride + channel;
-      const size_t stride = desk.stride;
-      const float* const block_sums = desk.block_sums;
-      const float* const kept = desk.kept;
-      const float* const gained = desk.gained;
+      float* const sums = scratch.sums + row * scratch.stride + channel;
+      const size_t stride = scratch.stride;
+      const float* const block_sums = scratch.block_sums;
+      const float* const old_factors = scratch.old_factors;
+      const float* const block_factors = scratch.block_factors;
       MultiplyTile<Product, vectors>(
-          desk.probabilities, kBlockKeys, panel, kBlockKeys / kGroup,
+          scratch.probabilities, kBlockKeys, panel, kBlockKeys / kGroup,
           [](size_t) HWY_ATTR { return hn::Zero(Ints()); },
           [=](size_t r, size_t v, Int product) HWY_ATTR {
-            const Float step = hn::Load(floats, steps + v * kLanes);
+            const Float scale = hn::Load(floats, scales + v * kLanes);
             const Float centre = hn::Load(floats, centres + v * kLanes);
             const Float centres_part = hn::Mul(centre, hn::Set(floats, block_sums[r]));
-            const Float added = hn::MulAdd(hn::ConvertTo(floats, product), step, centres_part);
+            const Float added = hn::MulAdd(hn::ConvertTo(floats, product), scale, centres_part);
             float* const sum = sums + r * stride + v * kLanes;
-            const Float old = hn::Mul(hn::Load(floats, sum), hn::Set(floats, kept[r]));
-            hn::Store(hn::MulAdd(added, hn::Set(floats, gained[r]), old), floats, sum);
+            const Float old = hn::Mul(hn::Load(floats, sum), hn::Set(floats, old_factors[r]));
+            hn::Store(hn::MulAdd(added, hn::Set(floats, block_factors[r]), old), floats, sum);
           });
     });
   }
 
-  void Finish(size_t head, size_t first, size_t count, const Desk& desk) const {
+  void Normalize(size_t head, size_t first, size_t count, const Scratch& scratch) const {
     const Floats floats;
     for (size_t row = 0; row < count; ++row) {
-      const Float share = hn::Set(floats, 1.0f / desk.weights[row]);
+      const Float share = hn::Set(floats, 1.0f / scratch.weights[row]);
       float* const to = tensors_.result + Offset(head, first + row);
       for (size_t i = 0; i < shape_.width; i += kLanes) {
-        const Float sum = hn::Load(floats, desk.sums + row * desk.stride + i);
+        const Float sum = hn::Load(floats, scratch.sums + row * scratch.stride + i);
         hn::StoreN(hn::Mul(sum, share), floats, to + i, shape_.width - i);
       }
     }
@@ -409,37 +415,37 @@ class FlashAttention {
   const size_t groups_;        // of a key
   const size_t blocks_;        // of keys
 
-  // Parts of the workspace, for all heads, block after block.
-  int8_t* keys_;            // panels of kPanelKeys keys
-  float* key_steps_;        // [kBlockKeys]
-  int32_t* key_starts_;     // [kBlockKeys]
-  int8_t* values_;          // panels as ForEachPanel makes them
-  float* value_steps_;      // [padded_width]
-  float* value_centres_;    // [padded_width]
-  uint8_t* desks_;          // one per worker
-  size_t workspace_bytes_;
+  // Parts of the scratch_memory, for all heads, block after block.
+  int8_t* keys_;               // panels of kPanelKeys keys
+  float* key_scales_;          // [kBlockKeys]
+  int32_t* key_compensation_;  // [kBlockKeys]
+  int8_t* values_;             // panels as ForEachPanel makes them
+  float* value_scales_;        // [padded_width]
+  float* value_centres_;       // [padded_width]
+  uint8_t* scratches_;         // one per thread
+  size_t scratch_bytes_;
 };
 
 template <class Product>
-void Run(const AttentionShape& shape, const AttentionTensors& tensors, void* workspace,
-         const Crew& crew) {
-  FlashAttention<Product> attention(shape, tensors, workspace, crew.workers);
+void Run(const AttentionShape& shape, const AttentionTensors& tensors, void* scratch_memory,
+         const ThreadPool& pool) {
+  FlashAttention<Product> attention(shape, tensors, scratch_memory, pool.threads);
   const size_t heads = shape.batch * shape.heads;
-  crew.Share(heads, [&](size_t head, size_t worker) { attention.Pack(head, worker); });
+  pool.ParallelFor(heads, [&](size_t head, size_t thread) { attention.Pack(head, thread); });
   const size_t blocks = hwy::DivCeil(shape.tokens, kBlockQueries);
-  crew.Share(heads * blocks, [&](size_t task, size_t worker) {
-    attention.Attend(task / blocks, task % blocks, worker);
+  pool.ParallelFor(heads * blocks, [&](size_t task, size_t thread) {
+    attention.Attend(task / blocks, task % blocks, thread);
   });
 }
 
 template <class Product>
-size_t Workspace(const AttentionShape& shape, size_t workers) {
-  return FlashAttention<Product>(shape, {}, nullptr, workers).workspace_bytes();
+size_t ScratchBytesOf(const AttentionShape& shape, size_t threads) {
+  return FlashAttention<Product>(shape, {}, nullptr, threads).scratch_bytes();
 }
 
 template <class Product>
 AttentionVariant Variant() {
-  return {NameOf<Product>(), &Workspace<Product>, &Run<Product>};
+  return {NameOf<Product>(), &ScratchBytesOf<Product>, &Run<Product>};
 }
 
 #endif  // VK_SERVED

@@ -1,13 +1,15 @@
-// Attention over float tensors, computed in 8-bit integers; see docs/kernels.md for the picture.
+// SPDX-License-Identifier: Apache-2.0
+// Multi-head attention over float tensors, computed in 8-bit integers: the interface.
 //
-// This header knows nothing of ONNX Runtime: threads and memory come from the caller.
+// Nothing here knows ONNX Runtime: threads and memory come from the caller. docs/kernels.md has the
+// picture.
 #ifndef VISION_SIDECAR_KERNELS_ATTENTION_H_
 #define VISION_SIDECAR_KERNELS_ATTENTION_H_
 
 #include <cstddef>
 #include <vector>
 
-#include "sharing.h"
+#include "runtime.h"
 
 namespace vision_kernels {
 
@@ -16,11 +18,11 @@ struct AttentionShape {
   size_t batch;
   size_t tokens;
   size_t heads;
-  size_t width;  // of one head; at most kWidestHead
-  float scale;   // of the products of queries with keys, before the softmax; above zero
+  size_t width;  // of one head; at most kMaxHeadWidth
+  float scale;   // of the scores, before the softmax; above zero
 };
 
-constexpr size_t kWidestHead = 65536;  // a sum of this many products fits into 32 bits
+constexpr size_t kMaxHeadWidth = 65536;  // a sum of this many products fits into 32 bits
 
 struct AttentionTensors {
   const float* queries;
@@ -29,22 +31,23 @@ struct AttentionTensors {
   float* result;
 };
 
-// One way to compute attention on this CPU.
+// Attention compiled for one instruction set.
 struct AttentionVariant {
   const char* name;  // the instruction set's, such as "AVX3_ZEN4"
 
-  // Bytes of scratch memory that `run` needs for at most `workers` tasks at a time.
-  size_t (*workspace)(const AttentionShape& shape, size_t workers);
+  // Bytes of scratch memory that `run` needs on at most `threads` threads.
+  size_t (*scratch_bytes)(const AttentionShape& shape, size_t threads);
 
   // softmax(queries * keysᵀ * scale) * values, for each head of each image. The inputs must be
   // finite; with others the result means nothing, but nothing is read or written out of bounds.
-  // The workspace may have any alignment and content. No task is left running, nothing is kept.
-  // Once it is no longer wanted, the result is left unfinished.
-  void (*run)(const AttentionShape& shape, const AttentionTensors& tensors, void* workspace,
-              const Crew& crew);
+  // The scratch memory may have any alignment and content. No task is left running, nothing is
+  // kept. After a cancellation the result is unfinished.
+  void (*run)(const AttentionShape& shape, const AttentionTensors& tensors, void* scratch,
+              const ThreadPool& pool);
 };
 
-// The ways that this CPU can take, the best first. Empty where onnxruntime's own operator is faster.
+// The variants that this CPU can run, the best first. Empty where onnxruntime's own operator is
+// faster.
 std::vector<AttentionVariant> AttentionVariants();
 
 }  // namespace vision_kernels

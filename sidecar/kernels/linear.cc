@@ -1,8 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
 // Linear layers over 8-bit integers: a strip of the weights is laid out for the CPU, then meets one
-// handful of tokens after another.
+// row tile of tokens after another.
 //
-// docs/kernels.md explains the steps. This file knows how the layer is blocked; products-inl.h knows
-// how numbers are multiplied; neither knows ONNX Runtime.
+// docs/kernels.md explains the scales. This file knows how the layer is blocked; microkernel-inl.h
+// knows how numbers are multiplied; neither knows ONNX Runtime.
 
 #include "linear.h"
 
@@ -16,7 +17,7 @@
 #include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set, up to HWY_ONCE
 #include "hwy/highway.h"
-#include "products-inl.h"
+#include "microkernel-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace vision_kernels {
@@ -24,12 +25,12 @@ namespace HWY_NAMESPACE {
 
 #if VK_SERVED
 
-constexpr size_t kTokensAtOnce = 64;     // of one task that quantises
-constexpr size_t kFewestTokens = 256;    // that are worth laying a strip of weights out for
-constexpr size_t kTasksPerWorker = 8;    // so that no core waits long for the last task
+constexpr size_t kTokensAtOnce = 64;   // of one task that quantises
+constexpr size_t kFewestTokens = 256;  // that are worth laying a strip of weights out for
+constexpr size_t kTasksPerWorker = 8;  // so that no core waits long for the last task
 
 template <class Product>
-void QuantiseToken(size_t inputs, const float* numbers, const float* factors, uint8_t* to,
+void QuantizeToken(size_t inputs, const float* numbers, const float* factors, uint8_t* to,
                    TokenScale& scale) {
   const Floats floats;
   const auto load = [&](size_t i) HWY_ATTR {
@@ -44,12 +45,12 @@ void QuantiseToken(size_t inputs, const float* numbers, const float* factors, ui
     high = hn::Max(high, number);
   }
   const float lowest = hn::ReduceMin(floats, low);
-  const Quantiser quantiser(hn::ReduceMax(floats, high) - lowest, 255.0f);
-  scale.step = quantiser.step;
-  scale.lowest = lowest - quantiser.step * Product::kLeftLowest;
+  const Quantizer quantizer(hn::ReduceMax(floats, high) - lowest, 255.0f);
+  scale.scale = quantizer.scale;
+  scale.offset = lowest - quantizer.scale * Product::kLhsMin;
   const Float offset = hn::Set(floats, lowest);
-  const Float inverse = hn::Set(floats, quantiser.inverse);
-  const Int first = hn::Set(Ints(), Product::kLeftLowest);
+  const Float inverse = hn::Set(floats, quantizer.inverse);
+  const Int first = hn::Set(Ints(), Product::kLhsMin);
   const auto bytes = [&](size_t i) HWY_ATTR {
     const Int integers = Nearest(hn::Mul(hn::Sub(load(i), offset), inverse));
     return ToBytes<uint8_t>(hn::Add(integers, first));
@@ -66,18 +67,18 @@ void QuantiseToken(size_t inputs, const float* numbers, const float* factors, ui
 }
 
 template <class Product>
-void Quantise(size_t tokens, size_t inputs, const float* numbers, const float* factors,
-              uint8_t* integers, TokenScale* scales, const Crew& crew) {
-  crew.Share(hwy::DivCeil(tokens, kTokensAtOnce), [&](size_t task, size_t) {
+void Quantize(size_t tokens, size_t inputs, const float* numbers, const float* factors,
+              uint8_t* integers, TokenScale* scales, const ThreadPool& pool) {
+  pool.ParallelFor(hwy::DivCeil(tokens, kTokensAtOnce), [&](size_t task, size_t) {
     const size_t end = std::min(tokens, (task + 1) * kTokensAtOnce);
     for (size_t token = task * kTokensAtOnce; token < end; ++token) {
-      QuantiseToken<Product>(inputs, numbers + token * inputs, factors,
+      QuantizeToken<Product>(inputs, numbers + token * inputs, factors,
                              integers + token * TokenBytes(inputs), scales[token]);
     }
   });
 }
 
-// A guess of the CPU's, and one of Newton's steps. A division takes as long as a dozen products.
+// A guess of the CPU's, and one of Newton's scales. A division takes as long as a dozen products.
 static HWY_INLINE Float Reciprocal(Float x) {
   const Float guess = hn::ApproximateReciprocal(x);
   return hn::Mul(guess, hn::NegMulAdd(x, guess, hn::Set(Floats(), 2.0f)));
@@ -113,79 +114,80 @@ static HWY_INLINE Float FastGelu(Float x) {
 
 template <class Product>
 class Layer {
-  using Left = typename Product::Left;
+  using Lhs = typename Product::Lhs;
 
  public:
   Layer(const LinearShape& shape, const LinearTensors& tensors, Activation activation,
-        void* workspace, size_t workers)
+        void* scratch_memory, size_t threads)
       : shape_(shape),
         tensors_(tensors),
         activation_(activation),
         groups_(TokenBytes(shape.inputs) / kGroup),
         vectors_(hwy::DivCeil(shape.outputs, kLanes)),
-        desks_(Carver(workspace).Take<uint8_t>(0)) {
+        scratches_(Arena(scratch_memory).Allocate<uint8_t>(0)) {
     const size_t most = hwy::DivCeil(shape.tokens, kFewestTokens);
-    const size_t wanted = hwy::DivCeil(kTasksPerWorker * workers, panels());
-    stretches_ = std::max<size_t>(1, std::min(most, wanted));
+    const size_t wanted = hwy::DivCeil(kTasksPerWorker * threads, panels());
+    token_blocks_ = std::max<size_t>(1, std::min(most, wanted));
   }
 
-  size_t workspace_bytes(size_t workers) const { return workers * DeskBytes() + kCacheLine; }
+  size_t scratch_bytes(size_t threads) const { return threads * ScratchBytes() + kCacheLine; }
 
-  // Each panel of outputs meets each stretch of tokens.
-  size_t tasks() const { return panels() * stretches_; }
+  // Each panel of outputs meets each token_block of tokens.
+  size_t tasks() const { return panels() * token_blocks_; }
 
-  void Multiply(size_t task, size_t worker) const {
+  void Multiply(size_t task, size_t thread) const {
     // Neighbouring tasks share their panel's weights, which the outer caches hold meanwhile.
-    const size_t stretch = task % stretches_;
-    const size_t begin = shape_.tokens * stretch / stretches_;
-    const size_t end = shape_.tokens * (stretch + 1) / stretches_;
-    const Desk desk(*this, worker);
-    WithPanel(vectors_, task / stretches_, [&](auto vectors, size_t first) HWY_ATTR {
-      Lay<vectors>(first * kLanes, desk);
-      for (size_t token = begin; token < end; token += kRows) {
-        MultiplyTokens<vectors>(token, std::min(kRows, end - token), first * kLanes, desk);
+    const size_t token_block = task % token_blocks_;
+    const size_t begin = shape_.tokens * token_block / token_blocks_;
+    const size_t end = shape_.tokens * (token_block + 1) / token_blocks_;
+    const Scratch scratch(*this, thread);
+    WithPanel(vectors_, task / token_blocks_, [&](auto vectors, size_t first) HWY_ATTR {
+      PackWeights<vectors>(first * kLanes, scratch);
+      for (size_t token = begin; token < end; token += kMR) {
+        MultiplyTokens<vectors>(token, std::min(kMR, end - token), first * kLanes, scratch);
       }
     });
     hwy::FlushStream();
   }
 
  private:
-  static constexpr size_t kPanel = kTileVectors * kLanes;
+  static constexpr size_t kPanel = kNR * kLanes;
 
-  // The memory of one worker, for one panel at a time.
-  struct Desk {
-    Desk(const Layer& layer, size_t worker)
-        : Desk(layer, layer.desks_ + worker * layer.DeskBytes()) {}
-    Desk(const Layer& layer, uint8_t* memory) {
-      Carver carver(memory);
-      panel = carver.Take<int8_t>(layer.groups_ * kPanel * kGroup);
-      steps = carver.Take<float>(kPanel);
-      sums = carver.Take<float>(kPanel);
-      bias = carver.Take<float>(kPanel);
-      tokens = carver.Take<Left>(kRows * layer.groups_ * kGroup);
-      tile = carver.Take<float>(kRows * kPanel);
-      end = carver.Take<uint8_t>(0);
+  // The memory of one thread, for one panel at a time.
+  struct Scratch {
+    Scratch(const Layer& layer, size_t thread)
+        : Scratch(layer, layer.scratches_ + thread * layer.ScratchBytes()) {}
+    Scratch(const Layer& layer, uint8_t* memory) {
+      Arena arena(memory);
+      panel = arena.Allocate<int8_t>(layer.groups_ * kPanel * kGroup);
+      scales = arena.Allocate<float>(kPanel);
+      sums = arena.Allocate<float>(kPanel);
+      bias = arena.Allocate<float>(kPanel);
+      tokens = arena.Allocate<Lhs>(kMR * layer.groups_ * kGroup);
+      tile = arena.Allocate<float>(kMR * kPanel);
+      end = arena.Allocate<uint8_t>(0);
     }
 
     int8_t* panel;  // weights, as MultiplyTile wants them
-    float* steps;   // of each output
+    float* scales;  // of each output
     float* sums;    // of each output's weights
     float* bias;
-    Left* tokens;  // the last few, filled up
-    float* tile;   // [kRows, kPanel] of the result, before the activation
+    Lhs* tokens;  // the last few, filled up
+    float* tile;  // [kMR, kPanel] of the result, before the activation
     uint8_t* end;
   };
 
-  size_t panels() const { return hwy::DivCeil(vectors_, kTileVectors); }
-  size_t DeskBytes() const { return reinterpret_cast<uintptr_t>(Desk(*this, nullptr).end); }
+  size_t panels() const { return hwy::DivCeil(vectors_, kNR); }
+  size_t ScratchBytes() const { return reinterpret_cast<uintptr_t>(Scratch(*this, nullptr).end); }
 
-  // A group holds four neighbouring inputs' weights of one output. What lies beyond the weights is 0.
+  // A group holds four neighbouring inputs' weights of one output. What lies beyond the weights is
+  // 0.
   template <size_t kVectors>
-  void Lay(size_t output, const Desk& desk) const {
+  void PackWeights(size_t output, const Scratch& scratch) const {
     const hn::Rebind<int8_t, Ints> bytes;
     Int sums[kVectors];
     for (Int& sum : sums) sum = hn::Zero(Ints());
-    int8_t* to = desk.panel;
+    int8_t* to = scratch.panel;
     for (size_t input = 0; input < groups_ * kGroup; input += kGroup) {
       for (size_t v = 0; v < kVectors; ++v, to += kLanes * kGroup) {
         const size_t at = output + v * kLanes;
@@ -204,61 +206,62 @@ class Layer {
     for (size_t v = 0; v < kVectors; ++v) {
       const size_t at = output + v * kLanes;
       const size_t count = shape_.outputs - at;
-      const Float step = LoadUpTo(tensors_.weight_steps + at, count);
+      const Float scale = LoadUpTo(tensors_.weight_scales + at, count);
       const Float bias =
           tensors_.bias == nullptr ? hn::Zero(floats) : LoadUpTo(tensors_.bias + at, count);
-      hn::Store(step, floats, desk.steps + v * kLanes);
-      hn::Store(hn::Mul(hn::ConvertTo(floats, sums[v]), step), floats, desk.sums + v * kLanes);
-      hn::Store(bias, floats, desk.bias + v * kLanes);
+      hn::Store(scale, floats, scratch.scales + v * kLanes);
+      hn::Store(hn::Mul(hn::ConvertTo(floats, sums[v]), scale), floats, scratch.sums + v * kLanes);
+      hn::Store(bias, floats, scratch.bias + v * kLanes);
     }
   }
 
-  // `count` tokens, at most kRows, from `token` on.
+  // `count` tokens, at most kMR, from `token` on.
   template <size_t kVectors>
-  void MultiplyTokens(size_t token, size_t count, size_t output, const Desk& desk) const {
+  void MultiplyTokens(size_t token, size_t count, size_t output, const Scratch& scratch) const {
     const Floats floats;
     const size_t stride = groups_ * kGroup;
-    const Left* left = reinterpret_cast<const Left*>(tensors_.integers) + token * stride;
-    if (count < kRows) {
-      for (size_t row = 0; row < kRows; ++row) {
-        memcpy(desk.tokens + row * stride, left + std::min(row, count - 1) * stride, stride);
+    const Lhs* left = reinterpret_cast<const Lhs*>(tensors_.tokens) + token * stride;
+    if (count < kMR) {
+      for (size_t row = 0; row < kMR; ++row) {
+        memcpy(scratch.tokens + row * stride, left + std::min(row, count - 1) * stride, stride);
       }
-      left = desk.tokens;
+      left = scratch.tokens;
     }
-    const TokenScale* const scales = tensors_.scales + token;
+    const TokenScale* const scales = tensors_.token_scales + token;
     MultiplyTile<Product, kVectors>(
-        left, stride, desk.panel, groups_, [](size_t) HWY_ATTR { return hn::Zero(Ints()); },
+        left, stride, scratch.panel, groups_, [](size_t) HWY_ATTR { return hn::Zero(Ints()); },
         [=](size_t r, size_t v, Int sum) HWY_ATTR {
           if (r >= count) return;
-          const Float start = hn::MulAdd(hn::Set(floats, scales[r].lowest),
-                                         hn::Load(floats, desk.sums + v * kLanes),
-                                         hn::Load(floats, desk.bias + v * kLanes));
+          const Float start = hn::MulAdd(hn::Set(floats, scales[r].offset),
+                                         hn::Load(floats, scratch.sums + v * kLanes),
+                                         hn::Load(floats, scratch.bias + v * kLanes));
           const Float product =
-              hn::Mul(hn::ConvertTo(floats, sum), hn::Load(floats, desk.steps + v * kLanes));
-          const Float number = hn::MulAdd(product, hn::Set(floats, scales[r].step), start);
-          hn::Store(number, floats, desk.tile + r * kPanel + v * kLanes);
+              hn::Mul(hn::ConvertTo(floats, sum), hn::Load(floats, scratch.scales + v * kLanes));
+          const Float number = hn::MulAdd(product, hn::Set(floats, scales[r].scale), start);
+          hn::Store(number, floats, scratch.tile + r * kPanel + v * kLanes);
         });
     switch (activation_) {
       case Activation::kNone:
-        return Deliver<kVectors>(token, count, output, desk, [](Float x) HWY_ATTR { return x; });
+        return StoreTile<kVectors>(token, count, output, scratch,
+                                   [](Float x) HWY_ATTR { return x; });
       case Activation::kGelu:
-        return Deliver<kVectors>(token, count, output, desk,
-                                 [](Float x) HWY_ATTR { return Gelu(x); });
+        return StoreTile<kVectors>(token, count, output, scratch,
+                                   [](Float x) HWY_ATTR { return Gelu(x); });
       case Activation::kFastGelu:
-        return Deliver<kVectors>(token, count, output, desk,
-                                 [](Float x) HWY_ATTR { return FastGelu(x); });
+        return StoreTile<kVectors>(token, count, output, scratch,
+                                   [](Float x) HWY_ATTR { return FastGelu(x); });
     }
   }
 
-  // Whole vectors of the result go past the caches, which could not hold it: so that nothing is fetched
-  // only to be overwritten.
+  // Whole vectors of the result go past the caches, which could not hold it: so that nothing is
+  // fetched only to be overwritten.
   template <size_t kVectors, class Function>
-  void Deliver(size_t token, size_t count, size_t output, const Desk& desk,
-               const Function& function) const {
+  void StoreTile(size_t token, size_t count, size_t output, const Scratch& scratch,
+                 const Function& function) const {
     const Floats floats;
     const size_t width = std::min(kVectors * kLanes, shape_.outputs - output);
     for (size_t r = 0; r < count; ++r) {
-      const float* const from = desk.tile + r * kPanel;
+      const float* const from = scratch.tile + r * kPanel;
       float* const to = tensors_.result + (token + r) * shape_.outputs + output;
       const bool aligned = reinterpret_cast<uintptr_t>(to) % (kLanes * sizeof(float)) == 0;
       for (size_t i = 0; i < width; i += kLanes) {
@@ -275,38 +278,23 @@ class Layer {
   const LinearShape shape_;
   const LinearTensors tensors_;
   const Activation activation_;
-  const size_t groups_;   // of a token
-  const size_t vectors_;  // of outputs
-  uint8_t* const desks_;  // one per worker
-  size_t stretches_;      // that the tokens are cut into, for a task each
+  const size_t groups_;       // of a token
+  const size_t vectors_;      // of outputs
+  uint8_t* const scratches_;  // one per thread
+  size_t token_blocks_;       // that the tokens are cut into, for a task each
 };
 
 template <class Product>
 void Multiply(const LinearShape& shape, const LinearTensors& tensors, Activation activation,
-              void* workspace, const Crew& crew) {
-  const Layer<Product> layer(shape, tensors, activation, workspace, crew.workers);
-  crew.Share(layer.tasks(), [&](size_t task, size_t worker) { layer.Multiply(task, worker); });
+              void* scratch_memory, const ThreadPool& pool) {
+  const Layer<Product> layer(shape, tensors, activation, scratch_memory, pool.threads);
+  pool.ParallelFor(layer.tasks(),
+                   [&](size_t task, size_t thread) { layer.Multiply(task, thread); });
 }
 
 template <class Product>
-size_t Workspace(const LinearShape& shape, size_t workers) {
-  return Layer<Product>(shape, {}, Activation::kNone, nullptr, workers).workspace_bytes(workers);
-}
-
-template <class Product>
-uint64_t Peak(uint64_t rounds) {
-  constexpr size_t kSums = 12;  // enough for each to be ready when its turn comes again
-  const Int left = hn::Set(Ints(), 0x01020304), right = hn::Set(Ints(), 0x04030201);
-  Int sums[kSums];
-  for (Int& sum : sums) sum = hn::Zero(Ints());
-  for (uint64_t round = 0; round < rounds; ++round) {
-    VK_UNROLL
-    for (size_t i = 0; i < kSums; ++i) sums[i] = Product::Add(sums[i], left, right);
-  }
-  volatile int32_t used = 0;
-  for (const Int& sum : sums) used = hn::GetLane(sum);
-  static_cast<void>(used);
-  return rounds * kSums * kLanes * kGroup * 2;
+size_t ScratchBytesOf(const LinearShape& shape, size_t threads) {
+  return Layer<Product>(shape, {}, Activation::kNone, nullptr, threads).scratch_bytes(threads);
 }
 
 #endif  // VK_SERVED
@@ -316,8 +304,7 @@ std::vector<LinearVariant> LinearVariantsOfTarget() {
   std::vector<LinearVariant> variants;
 #if VK_SERVED
   if (HasDot()) {
-    variants.push_back(
-        {NameOf<Dot>(), &Quantise<Dot>, &Workspace<Dot>, &Multiply<Dot>, &Peak<Dot>});
+    variants.push_back({NameOf<Dot>(), &Quantize<Dot>, &ScratchBytesOf<Dot>, &Multiply<Dot>});
   }
 #endif
   return variants;

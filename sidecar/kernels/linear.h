@@ -1,6 +1,8 @@
-// Linear layers over 8-bit integers, whose input is quantised token by token; see docs/kernels.md.
+// SPDX-License-Identifier: Apache-2.0
+// Linear layers with int8 weights and activations quantized per token: the interface.
 //
-// This header knows nothing of ONNX Runtime: threads and memory come from the caller.
+// Nothing here knows ONNX Runtime: threads and memory come from the caller. docs/kernels.md has the
+// picture.
 #ifndef VISION_SIDECAR_KERNELS_LINEAR_H_
 #define VISION_SIDECAR_KERNELS_LINEAR_H_
 
@@ -8,24 +10,24 @@
 #include <cstdint>
 #include <vector>
 
-#include "sharing.h"
+#include "runtime.h"
 
 namespace vision_kernels {
 
-constexpr size_t kMostInputs = 65536;  // a sum of this many products fits into 32 bits
+constexpr size_t kMaxInputs = 65536;  // a sum of this many products fits into 32 bits
 
-// The bytes of a token with so many numbers: whole groups of four. What fills the last one up is
-// multiplied by zero.
+// The bytes of a quantized token: whole groups of four. What pads the last group is multiplied by
+// zero.
 constexpr size_t TokenBytes(size_t inputs) { return (inputs + 3) / 4 * 4; }
 
-// A token's numbers are step * byte + lowest, each token with its own. How a byte holds its integer
-// is the variant's own affair: what one variant quantised, another must not multiply.
+// A token's numbers are scale * byte + offset, each token with its own. How a byte holds its
+// integer depends on the variant: what one variant quantized, another must not multiply.
 struct TokenScale {
-  float step;
-  float lowest;
+  float scale;
+  float offset;
 };
 
-enum class Activation {
+enum class Activation : uint8_t {
   kNone,
   kGelu,      // x * (1 + erf(x / sqrt 2)) / 2
   kFastGelu,  // its approximation by tanh
@@ -33,42 +35,40 @@ enum class Activation {
 
 struct LinearShape {
   size_t tokens;
-  size_t inputs;  // at most kMostInputs
+  size_t inputs;  // at most kMaxInputs
   size_t outputs;
 };
 
 struct LinearTensors {
-  const uint8_t* integers;    // [tokens, TokenBytes(inputs)]
-  const TokenScale* scales;   // [tokens]
-  const int8_t* weights;      // [inputs, outputs]
-  const float* weight_steps;  // [outputs]
-  const float* bias;          // [outputs], or null
-  float* result;              // [tokens, outputs]
+  const uint8_t* tokens;           // [tokens, TokenBytes(inputs)], quantized
+  const TokenScale* token_scales;  // [tokens]
+  const int8_t* weights;           // [inputs, outputs]
+  const float* weight_scales;      // [outputs]
+  const float* bias;               // [outputs], or null
+  float* result;                   // [tokens, outputs]
 };
 
-// One way to compute linear layers on this CPU.
+// Linear layers compiled for one instruction set.
 struct LinearVariant {
   const char* name;  // the instruction set's, such as "AVX3_ZEN4"
 
-  // Numbers [tokens, inputs], multiplied by factors [inputs] unless null, become `integers` and
-  // `scales`. They must be finite; with others the result means nothing.
-  void (*quantise)(size_t tokens, size_t inputs, const float* numbers, const float* factors,
-                   uint8_t* integers, TokenScale* scales, const Crew& crew);
+  // Numbers [tokens, inputs], multiplied by factors [inputs] unless null, become `quantized`
+  // [tokens, TokenBytes(inputs)] and `scales` [tokens]. They must be finite; with others the result
+  // means nothing.
+  void (*quantize)(size_t tokens, size_t inputs, const float* numbers, const float* factors,
+                   uint8_t* quantized, TokenScale* scales, const ThreadPool& pool);
 
   // Bytes of scratch memory that `multiply` needs. It may have any alignment and content.
-  size_t (*workspace)(const LinearShape& shape, size_t workers);
+  size_t (*scratch_bytes)(const LinearShape& shape, size_t threads);
 
-  // activation(numbers * weights * weight_steps + bias). No task is left running, nothing is kept.
-  // Once it is no longer wanted, the result is left unfinished.
+  // activation(numbers * weights * weight_scales + bias). No task is left running, nothing is kept.
+  // After a cancellation the result is unfinished.
   void (*multiply)(const LinearShape& shape, const LinearTensors& tensors, Activation activation,
-                   void* workspace, const Crew& crew);
-
-  // Multiplies registers, so many rounds long, and does nothing else: what this CPU can reach at most
-  // on one thread. Returns the number of operations, of which a product is two.
-  uint64_t (*peak)(uint64_t rounds);
+                   void* scratch, const ThreadPool& pool);
 };
 
-// The ways that this CPU can take, the best first. Empty where onnxruntime's own operator is faster.
+// The variants that this CPU can run, the best first. Empty where onnxruntime's own operator is
+// faster.
 std::vector<LinearVariant> LinearVariants();
 
 }  // namespace vision_kernels

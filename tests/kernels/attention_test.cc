@@ -1,6 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
 // Attention against a float64 reference, with every instruction set and format of this machine.
 //
 // Prints a line per variant and a sentence per failure.
+
+#include "attention.h"
 
 #include <algorithm>
 #include <cfloat>
@@ -11,8 +14,7 @@
 #include <memory>
 #include <vector>
 
-#include "attention.h"
-#include "variants.h"
+#include "testing.h"
 
 namespace {
 
@@ -32,8 +34,7 @@ std::vector<double> Reference(const AttentionShape& shape, const Inputs& in) {
   std::vector<double> result(Count(shape));
   std::vector<double> scores(shape.tokens);
   for (size_t head = 0; head < shape.batch * shape.heads; ++head) {
-    const size_t base =
-        head / shape.heads * shape.tokens * row + head % shape.heads * shape.width;
+    const size_t base = head / shape.heads * shape.tokens * row + head % shape.heads * shape.width;
     for (size_t q = 0; q < shape.tokens; ++q) {
       for (size_t k = 0; k < shape.tokens; ++k) {
         double sum = 0;
@@ -56,14 +57,14 @@ std::vector<double> Reference(const AttentionShape& shape, const Inputs& in) {
 }
 
 std::vector<float> Compute(const AttentionVariant& variant, const AttentionShape& shape,
-                           const Inputs& in, size_t workers, size_t misalignment) {
+                           const Inputs& in, size_t threads, size_t misalignment) {
   std::vector<float> result(Count(shape), std::numeric_limits<float>::quiet_NaN());
-  const size_t bytes = variant.workspace(shape, workers);
+  const size_t bytes = variant.scratch_bytes(shape, threads);
   // Exactly as large as asked for, so that AddressSanitizer sees one byte too many.
-  const std::unique_ptr<unsigned char[]> workspace(new unsigned char[bytes + misalignment]);
-  memset(workspace.get(), 0xFF, bytes + misalignment);  // as floats: NaN
+  const std::unique_ptr<unsigned char[]> scratch(new unsigned char[bytes + misalignment]);
+  memset(scratch.get(), 0xFF, bytes + misalignment);  // as floats: NaN
   variant.run(shape, {in.queries.data(), in.keys.data(), in.values.data(), result.data()},
-              workspace.get() + misalignment, {workers, Backwards, Always});
+              scratch.get() + misalignment, {threads, Backwards, Never});
   return result;
 }
 
@@ -98,7 +99,8 @@ struct Case {
   Inputs (*make)(const AttentionShape& shape, Random& random);
 };
 
-Inputs Scaled(const AttentionShape& shape, float queries, float keys, float values, Random& random) {
+Inputs Scaled(const AttentionShape& shape, float queries, float keys, float values,
+              Random& random) {
   return {Gaussian(Count(shape), queries, random), Gaussian(Count(shape), keys, random),
           Gaussian(Count(shape), values, random)};
 }
@@ -122,7 +124,9 @@ const Case kCases[] = {
        return Scaled(shape, 1e-15f, 1e15f, 1, random);
      }},
     {"huge values", 0.02,
-     [](const AttentionShape& shape, Random& random) { return Scaled(shape, 1, 1, 1e30f, random); }},
+     [](const AttentionShape& shape, Random& random) {
+       return Scaled(shape, 1, 1, 1e30f, random);
+     }},
     {"all zeros", 1e-6,
      [](const AttentionShape& shape, Random& random) { return Scaled(shape, 0, 0, 0, random); }},
     {"one key for all tokens", 0.006,
@@ -174,7 +178,8 @@ const Case kCases[] = {
        for (size_t i = 0; i < Count(shape); ++i) {
          const bool heavy = i / row % shape.tokens == 0;
          // A thousand times the others' weight.
-         if (heavy) in.keys[i] = std::log(1000.0f) / (shape.scale * static_cast<float>(shape.width));
+         if (heavy)
+           in.keys[i] = std::log(1000.0f) / (shape.scale * static_cast<float>(shape.width));
          in.values[i] += heavy ? -2.0f : 2.0f;
        }
        return in;
@@ -190,9 +195,10 @@ const Case kCases[] = {
 // [batch, tokens, heads, width]: one of each, blocks of 64 keys and 120 queries met exactly, missed
 // by one on both sides, and heads narrower than a register, as wide, and with a rest.
 const AttentionShape kShapes[] = {
-    {1, 1, 1, 1, 1.0f},     {1, 2, 1, 3, 0.7f},      {2, 5, 3, 8, 0.35f},   {1, 63, 2, 17, 0.25f},
-    {1, 64, 1, 16, 0.25f},  {1, 65, 2, 64, 0.125f},  {3, 7, 2, 72, 0.118f}, {1, 119, 1, 33, 0.174f},
-    {1, 120, 1, 80, 0.11f}, {1, 121, 2, 72, 0.118f}, {2, 128, 1, 4, 0.5f},  {1, 257, 2, 72, 0.118f},
+    {1, 1, 1, 1, 1.0f},      {1, 2, 1, 3, 0.7f},        {2, 5, 3, 8, 0.35f},
+    {1, 63, 2, 17, 0.25f},   {1, 64, 1, 16, 0.25f},     {1, 65, 2, 64, 0.125f},
+    {3, 7, 2, 72, 0.118f},   {1, 119, 1, 33, 0.174f},   {1, 120, 1, 80, 0.11f},
+    {1, 121, 2, 72, 0.118f}, {2, 128, 1, 4, 0.5f},      {1, 257, 2, 72, 0.118f},
     {1, 300, 1, 130, 0.09f}, {1, 130, 1, 256, 0.0625f}, {1, 20, 1, 2048, 0.022f},
 };
 
@@ -213,7 +219,7 @@ int Check(const AttentionVariant& variant) {
       }
       if (test.name == kCases[0].name) worst_of_all = std::max(worst_of_all, worst);
       if (Compute(variant, shape, in, 1, 1) != result) {
-        printf("%s: %s: another alignment or number of workers changes the result\n", variant.name,
+        printf("%s: %s: another alignment or number of threads changes the result\n", variant.name,
                test.name);
         ++failures;
       }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Linear layers against a float64 reference, with every instruction set of this machine.
 //
 // Prints a line per variant and a sentence per failure.
@@ -13,7 +14,7 @@
 #include <memory>
 #include <vector>
 
-#include "variants.h"
+#include "testing.h"
 
 namespace {
 
@@ -23,7 +24,7 @@ struct Inputs {
   std::vector<float> numbers;  // [tokens, inputs]
   std::vector<float> factors;  // [inputs]
   std::vector<int8_t> weights;
-  std::vector<float> weight_steps;
+  std::vector<float> weight_scales;
   std::vector<float> bias;
 };
 
@@ -60,13 +61,13 @@ Expected Reference(const LinearShape& shape, const Inputs& in, Activation activa
         sizes += std::abs(weight);
         magnitude += std::max(high, -low) * std::abs(weight);
       }
-      const double step = in.weight_steps[output];
+      const double step = in.weight_scales[output];
       const double bias = bare ? 0.0 : in.bias[output];
       expected.result.push_back(Activate(activation, sum * step + bias));
       const double rounding = 1e-5 * (magnitude * step + std::abs(bias));
       // No activation here is steeper than 1.13.
-      expected.tolerance.push_back(
-          1.2 * (0.505 * (high - low) / 255 * sizes * step + rounding) + 1e-30);
+      expected.tolerance.push_back(1.2 * (0.505 * (high - low) / 255 * sizes * step + rounding) +
+                                   1e-30);
     }
   }
   return expected;
@@ -74,22 +75,21 @@ Expected Reference(const LinearShape& shape, const Inputs& in, Activation activa
 
 // `bare` leaves out factors and bias.
 std::vector<float> Compute(const LinearVariant& variant, const LinearShape& shape, const Inputs& in,
-                           Activation activation, bool bare, size_t workers, size_t misalignment) {
-  const Crew crew{workers, Backwards, Always};
+                           Activation activation, bool bare, size_t threads, size_t misalignment) {
+  const ThreadPool pool{threads, Backwards, Never};
   // Exactly as large as need be, so that AddressSanitizer sees one byte too many.
-  std::vector<uint8_t> integers(shape.tokens * TokenBytes(shape.inputs), 0xAA);
+  std::vector<uint8_t> quantized(shape.tokens * TokenBytes(shape.inputs), 0xAA);
   std::vector<TokenScale> scales(shape.tokens);
-  variant.quantise(shape.tokens, shape.inputs, in.numbers.data(),
-                   bare ? nullptr : in.factors.data(), integers.data(), scales.data(), crew);
-  std::vector<float> result(shape.tokens * shape.outputs,
-                            std::numeric_limits<float>::quiet_NaN());
-  const size_t bytes = variant.workspace(shape, workers) + misalignment;
-  const std::unique_ptr<unsigned char[]> workspace(new unsigned char[bytes]);
-  memset(workspace.get(), 0xFF, bytes);
+  variant.quantize(shape.tokens, shape.inputs, in.numbers.data(),
+                   bare ? nullptr : in.factors.data(), quantized.data(), scales.data(), pool);
+  std::vector<float> result(shape.tokens * shape.outputs, std::numeric_limits<float>::quiet_NaN());
+  const size_t bytes = variant.scratch_bytes(shape, threads) + misalignment;
+  const std::unique_ptr<unsigned char[]> scratch(new unsigned char[bytes]);
+  memset(scratch.get(), 0xFF, bytes);
   variant.multiply(shape,
-                   {integers.data(), scales.data(), in.weights.data(), in.weight_steps.data(),
+                   {quantized.data(), scales.data(), in.weights.data(), in.weight_scales.data(),
                     bare ? nullptr : in.bias.data(), result.data()},
-                   activation, workspace.get() + misalignment, crew);
+                   activation, scratch.get() + misalignment, pool);
   return result;
 }
 
@@ -112,14 +112,13 @@ const Case kCases[] = {
      [](const LinearShape&, Inputs& in, Random&) {
        for (float& number : in.numbers) number *= 1e-40f;
      }},
-    {"all zeros",
-     [](const LinearShape&, Inputs& in, Random&) {
-       std::fill(in.numbers.begin(), in.numbers.end(), 0.0f);
-     }},
+    {"all zeros", [](const LinearShape&, Inputs& in,
+                     Random&) { std::fill(in.numbers.begin(), in.numbers.end(), 0.0f); }},
     {"constant tokens",
      [](const LinearShape& shape, Inputs& in, Random&) {
        for (size_t i = 0; i < in.numbers.size(); ++i) {
-         in.numbers[i] = static_cast<float>(i / shape.inputs) - 2.5f;
+         const size_t token = i / shape.inputs;
+         in.numbers[i] = static_cast<float>(token) - 2.5f;
        }
      }},
     {"numbers above zero only",
@@ -143,9 +142,9 @@ const Case kCases[] = {
 
 // Tokens and outputs: handfuls of 6 and panels of 64 met exactly, and missed by one on both sides.
 const LinearShape kShapes[] = {
-    {1, 1, 1},    {1, 4, 16},    {2, 3, 5},     {5, 7, 17},    {6, 64, 64},  {7, 65, 63},
-    {12, 72, 65}, {13, 130, 66}, {257, 96, 96}, {600, 33, 80}, {300, 96, 6}, {24, 4304, 40},
-    {6, 5000, 3},
+    {1, 1, 1},    {1, 4, 16},     {2, 3, 5},     {5, 7, 17},    {6, 64, 64},
+    {7, 65, 63},  {12, 72, 65},   {13, 130, 66}, {257, 96, 96}, {600, 33, 80},
+    {300, 96, 6}, {24, 4304, 40}, {6, 5000, 3},
 };
 
 const struct {
@@ -162,18 +161,16 @@ int Check(const LinearVariant& variant) {
     for (const Case& test : kCases) {
       Random random(static_cast<unsigned>(shape.tokens * 1000 + shape.inputs));
       std::uniform_int_distribution<int> byte(-127, 127);
-      Inputs in{Gaussian(shape.tokens * shape.inputs, 1, random),
-                Gaussian(shape.inputs, 1, random),
+      Inputs in{Gaussian(shape.tokens * shape.inputs, 1, random), Gaussian(shape.inputs, 1, random),
                 std::vector<int8_t>(shape.inputs * shape.outputs),
                 Gaussian(shape.outputs, 0.01f, random), Gaussian(shape.outputs, 1, random)};
       for (int8_t& weight : in.weights) weight = static_cast<int8_t>(byte(random));
-      for (float& step : in.weight_steps) step = std::abs(step);
+      for (float& step : in.weight_scales) step = std::abs(step);
       test.change(shape, in, random);
       for (const auto& [title, activation] : kActivations) {
         for (const bool bare : {false, true}) {
           const Expected expected = Reference(shape, in, activation, bare);
-          const std::vector<float> result =
-              Compute(variant, shape, in, activation, bare, 3, 0);
+          const std::vector<float> result = Compute(variant, shape, in, activation, bare, 3, 0);
           double share = 0;
           for (size_t i = 0; i < result.size(); ++i) {
             const double off = std::abs(result[i] - expected.result[i]) / expected.tolerance[i];
@@ -187,7 +184,7 @@ int Check(const LinearVariant& variant) {
           }
           worst = std::max(worst, share);
           if (Compute(variant, shape, in, activation, bare, 1, 1) != result) {
-            printf("%s: %s: another alignment or number of workers changes the result\n",
+            printf("%s: %s: another alignment or number of threads changes the result\n",
                    variant.name, test.name);
             ++failures;
           }
@@ -209,6 +206,4 @@ int Check(const LinearVariant& variant) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  return CheckVariants(argc, argv, LinearVariants, Check);
-}
+int main(int argc, char** argv) { return CheckVariants(argc, argv, LinearVariants, Check); }

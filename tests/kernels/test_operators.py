@@ -187,8 +187,8 @@ def test_no_token_gives_no_result_and_no_crash() -> None:
     [
         pytest.param("weights", np.zeros((9, 6), np.int8), "to match", id="more weights"),
         pytest.param("factors", np.ones(7, np.float32), "factor per input", id="fewer factors"),
-        pytest.param("steps", np.ones(5, np.float32), "one step and one bias", id="fewer steps"),
-        pytest.param("bias", np.ones(7, np.float32), "one step and one bias", id="more biases"),
+        pytest.param("steps", np.ones(5, np.float32), "one scale and one bias", id="fewer steps"),
+        pytest.param("bias", np.ones(7, np.float32), "one scale and one bias", id="more biases"),
     ],
 )
 def test_what_a_layer_cannot_do_is_said_in_a_sentence(

@@ -1,7 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the tests of the operators share: random numbers, threads out of order, and a check of each
 // variant that this machine has.
-#ifndef VISION_SIDECAR_TESTS_KERNELS_VARIANTS_H_
-#define VISION_SIDECAR_TESTS_KERNELS_VARIANTS_H_
+#ifndef VISION_SIDECAR_TESTS_KERNELS_TESTING_H_
+#define VISION_SIDECAR_TESTS_KERNELS_TESTING_H_
 
 #include <cstdint>
 #include <cstdio>
@@ -28,10 +29,10 @@ inline void Backwards(size_t count, const std::function<void(size_t)>& task) {
   for (size_t i = count; i-- > 0;) task(i);
 }
 
-inline bool Always() { return true; }
+inline bool Never() { return false; }
 
-// Calls check(variant), which returns the number of failures, for each; what `main` returns. With an
-// argument, only instruction sets of that name are checked, and having none of it is a failure.
+// Calls check(variant), which returns the number of failures, for each; what `main` returns. With
+// an argument, only instruction sets of that name are checked, and having none of it is a failure.
 template <class Variant>
 int CheckVariants(int argc, char** argv, std::vector<Variant> (*variants)(),
                   int (*check)(const Variant&)) {
@@ -56,4 +57,4 @@ int CheckVariants(int argc, char** argv, std::vector<Variant> (*variants)(),
   return failures != 0 ? 1 : 0;
 }
 
-#endif  // VISION_SIDECAR_TESTS_KERNELS_VARIANTS_H_
+#endif  // VISION_SIDECAR_TESTS_KERNELS_TESTING_H_

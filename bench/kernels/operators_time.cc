@@ -1,9 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
 // Times every variant of attention and of the linear layers that this machine has, interleaved.
 //
 //   operators_time [tokens [rounds]]
 //
-// One thread, and its own time: what other programs take from this machine is not counted. The sizes
-// are those of MedGemma's vision tower.
+// One thread, and its own time: what other programs take from this machine is not counted. The
+// sizes are those of MedGemma's vision tower.
 
 #include <algorithm>
 #include <cstdio>
@@ -39,18 +40,17 @@ void Serial(size_t count, const std::function<void(size_t)>& task) {
   for (size_t i = 0; i < count; ++i) task(i);
 }
 
-bool Wanted() { return true; }
+bool Never() { return false; }
 
 void TimeAttention(size_t tokens, const std::vector<float>& numbers, std::vector<float>& result) {
   const AttentionShape shape{1, tokens, kHeads, kWidth, 0.118f};
   const float* const from = numbers.data();
   for (const AttentionVariant& variant : AttentionVariants()) {
-    std::vector<char> workspace(variant.workspace(shape, 1));
+    std::vector<char> scratch(variant.scratch_bytes(shape, 1));
     const AttentionTensors tensors{from, from + 1000, from + 2000, result.data()};
     const double products = 2.0 * static_cast<double>(tokens * tokens) * kHidden;
-    Time("attention, " + std::string(variant.name), products, [&] {
-      variant.run(shape, tensors, workspace.data(), {1, Serial, Wanted});
-    });
+    Time("attention, " + std::string(variant.name), products,
+         [&] { variant.run(shape, tensors, scratch.data(), {1, Serial, Never}); });
   }
 }
 
@@ -63,26 +63,27 @@ void TimeLinear(size_t tokens, const std::vector<float>& numbers, std::vector<fl
                 {"fc1 with GELU", kHidden, kWide, Activation::kFastGelu},
                 {"fc2", kWide, kHidden, Activation::kNone}};
   std::vector<int8_t> weights(kHidden * kWide);
-  for (size_t i = 0; i < weights.size(); ++i) weights[i] = static_cast<int8_t>(i * 7919 % 255 - 127);
+  for (size_t i = 0; i < weights.size(); ++i)
+    weights[i] = static_cast<int8_t>(i * 7919 % 255 - 127);
   const std::vector<float> steps(kWide, 0.001f);
-  std::vector<uint8_t> integers(tokens * kWide);
+  std::vector<uint8_t> quantized(tokens * kWide);
   std::vector<TokenScale> scales(tokens);
   for (const LinearVariant& variant : LinearVariants()) {
     for (const auto& layer : layers) {
       const std::string name = std::string(layer.name) + ", " + variant.name;
       const LinearShape shape{tokens, layer.inputs, layer.outputs};
       Time("bytes for " + name, 0, [&] {
-        variant.quantise(tokens, layer.inputs, numbers.data(), nullptr, integers.data(),
-                         scales.data(), {1, Serial, Wanted});
+        variant.quantize(tokens, layer.inputs, numbers.data(), nullptr, quantized.data(),
+                         scales.data(), {1, Serial, Never});
       });
-      std::vector<char> workspace(variant.workspace(shape, 1));
+      std::vector<char> scratch(variant.scratch_bytes(shape, 1));
       const double products =
           static_cast<double>(tokens) * static_cast<double>(layer.inputs * layer.outputs);
       Time(name, products, [&] {
         variant.multiply(shape,
-                         {integers.data(), scales.data(), weights.data(), steps.data(),
+                         {quantized.data(), scales.data(), weights.data(), steps.data(),
                           steps.data(), result.data()},
-                         layer.activation, workspace.data(), {1, Serial, Wanted});
+                         layer.activation, scratch.data(), {1, Serial, Never});
       });
     }
   }
@@ -92,7 +93,7 @@ void TimeLinear(size_t tokens, const std::vector<float>& numbers, std::vector<fl
 
 int main(int argc, char** argv) {
   const auto argument = [&](int i, size_t fallback) {
-    return argc > i ? static_cast<size_t>(atol(argv[i])) : fallback;
+    return argc > i ? static_cast<size_t>(strtoul(argv[i], nullptr, 10)) : fallback;
   };
   const size_t tokens = argument(1, 4096), rounds = argument(2, 7);
   std::mt19937 random(1);
@@ -107,8 +108,9 @@ int main(int argc, char** argv) {
       TimeLinear(tokens, numbers, result);
     }
   }
-  printf("%zu tokens, %zu rounds: median ms of CPU time (fastest to slowest), operations a second\n",
-         tokens, rounds);
+  printf(
+      "%zu tokens, %zu rounds: median ms of CPU time (fastest to slowest), operations a second\n",
+      tokens, rounds);
   for (auto& [name, seconds] : times) {
     std::sort(seconds.begin(), seconds.end());
     const double median = seconds[seconds.size() / 2];

@@ -1,15 +1,16 @@
-// What the operators share for one instruction set: the inner loop of every matrix product, the
-// instructions that it can use, and how numbers become small integers.
+// SPDX-License-Identifier: Apache-2.0
+// The micro-kernel of every int8 matrix product, the instructions it uses, and how floats become
+// int8. What only attention or only a linear layer needs does not belong here.
 //
-// Compiled once per instruction set by Highway's foreach_target. A vector register holds kLanes sums
-// of 32 bits. One instruction multiplies, for each of these lanes, a group of four neighbouring small
-// integers and adds the products to the lane's sum.
+// Compiled once per instruction set by Highway's foreach_target. A vector register holds kLanes
+// 32-bit accumulators. One instruction multiplies, for each of these lanes, a group of four
+// neighbouring bytes of each factor, and adds the products to the lane's accumulator.
 
-#if defined(VISION_SIDECAR_KERNELS_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef VISION_SIDECAR_KERNELS_PRODUCTS_INL_H_
-#undef VISION_SIDECAR_KERNELS_PRODUCTS_INL_H_
+#if defined(VISION_SIDECAR_KERNELS_MICROKERNEL_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef VISION_SIDECAR_KERNELS_MICROKERNEL_INL_H_
+#undef VISION_SIDECAR_KERNELS_MICROKERNEL_INL_H_
 #else
-#define VISION_SIDECAR_KERNELS_PRODUCTS_INL_H_
+#define VISION_SIDECAR_KERNELS_MICROKERNEL_INL_H_
 #endif
 
 #include <algorithm>
@@ -23,11 +24,11 @@
 #include <cpuid.h>
 #endif
 
-// Highway compiles for the CPU's oldest instruction set as well: that is not worth our while.
+// Highway compiles for the CPU's baseline as well, which is not worth serving.
 #undef VK_SERVED
 #if HWY_ARCH_X86
 #define VK_SERVED (HWY_TARGET == HWY_AVX2 || HWY_TARGET <= HWY_AVX3_DL)
-#elif defined(VISION_KERNELS_TEST_NEON)  // right, but how fast was never measured
+#elif defined(VISION_KERNELS_TEST_NEON)  // correct, but its speed was never measured
 #define VK_SERVED 1
 #else
 #define VK_SERVED 0
@@ -64,42 +65,44 @@ constexpr size_t kLanes = hn::MaxLanes(Floats());
 constexpr size_t kGroup = 4;            // small integers
 constexpr size_t kGroupBytes = kGroup;  // of 8 bits each: as wide as a lane
 
-// A tile of the result is kRows rows by up to kTileVectors vectors of columns: as many sums as fit
-// into the registers (32 of them, 16 with AVX2) beside one row of factors and a broadcast one.
-constexpr size_t kRows = 6;
-constexpr size_t kTileVectors = HWY_TARGET == HWY_AVX2 ? 2 : 4;
+// A tile of the result is kMR rows by up to kNR vectors of columns: as many accumulators as fit
+// into the registers (32 of them, 16 with AVX2) beside kNR vectors of columns and a broadcast
+// group.
+constexpr size_t kMR = 6;
+constexpr size_t kNR = HWY_TARGET == HWY_AVX2 ? 2 : 4;
 
-// Every factor is an integer of 8 bits. Left ones are rows, of which a group is broadcast to all lanes;
-// right ones are columns, a vector of groups. How large they may be depends on the instruction.
+// The left-hand factor's rows are broadcast, a group at a time; the right-hand factor's columns are
+// vectors of groups. The instruction decides how large each may be.
 
-// Instructions that add four products to a sum of 32 bits at once: VNNI, and NEON's dot product.
+// Instructions that add four products to a 32-bit accumulator at once: VNNI, and NEON's dot
+// product.
 struct Dot {
-  static constexpr float kRightLimit = 127.0f;
+  static constexpr float kRhsMax = 127.0f;
 #if HWY_ARCH_X86
-  // x86 multiplies unsigned by signed: a left factor of either sign is stored plus 128.
-  using Left = uint8_t;
-  static constexpr float kLeftLimit = 255.0f;  // of one that is never negative
-  static constexpr int32_t kLeftShift = 128;   // added to one of either sign
-  static constexpr int32_t kLeftLowest = 0;    // of all that a left factor can be
+  // x86 multiplies unsigned by signed: a signed left-hand byte is stored plus its zero point.
+  using Lhs = uint8_t;
+  static constexpr float kLhsMax = 255.0f;       // of one that is never negative
+  static constexpr int32_t kLhsZeroPoint = 128;  // of a signed one
+  static constexpr int32_t kLhsMin = 0;          // of all that a left-hand byte can be
 #else
-  using Left = int8_t;
-  static constexpr float kLeftLimit = 127.0f;
-  static constexpr int32_t kLeftShift = 0;
-  static constexpr int32_t kLeftLowest = -128;
+  using Lhs = int8_t;
+  static constexpr float kLhsMax = 127.0f;
+  static constexpr int32_t kLhsZeroPoint = 0;
+  static constexpr int32_t kLhsMin = -128;
 #endif
 
-  static HWY_INLINE Int Add(Int sum, Int left, Int right) {
+  static HWY_INLINE Int DotAdd(Int sum, Int lhs, Int rhs) {
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
     // Assembly where an intrinsic exists: GCC 12 copies the sums of the intrinsic to and fro.
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(left.raw), "v"(right.raw));
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(lhs.raw), "v"(rhs.raw));
     return sum;
 #elif HWY_TARGET == HWY_AVX2
     // AVX-VNNI, which Highway does not know. Reached only where `HasVnni`.
-    asm(VK_VEX "vpdpbusd %2, %1, %0" : "+x"(sum.raw) : "x"(left.raw), "x"(right.raw));
+    asm(VK_VEX "vpdpbusd %2, %1, %0" : "+x"(sum.raw) : "x"(lhs.raw), "x"(rhs.raw));
     return sum;
 #else
     const hn::Repartition<int8_t, Ints> bytes;
-    return hn::SumOfMulQuadAccumulate(Ints(), hn::BitCast(bytes, left), hn::BitCast(bytes, right),
+    return hn::SumOfMulQuadAccumulate(Ints(), hn::BitCast(bytes, lhs), hn::BitCast(bytes, rhs),
                                       sum);
 #endif
   }
@@ -119,85 +122,86 @@ static bool HasDot() {
 #endif
 }
 
-// What people may call the instruction set with this product.
+// The name of the instruction set with this product, for people.
 template <class Product>
 const char* NameOf() {
-  const bool beside = HWY_TARGET == HWY_AVX2 && std::is_same<Product, Dot>();
-  return beside ? "AVX2 and VNNI" : hwy::TargetName(HWY_TARGET);
+  const bool vnni = HWY_TARGET == HWY_AVX2 && std::is_same<Product, Dot>();
+  return vnni ? "AVX2 and VNNI" : hwy::TargetName(HWY_TARGET);
 }
 
 #if HWY_TARGET == HWY_AVX2
-// Without VNNI, AVX2 adds pairs of products in 16 bits: right factors have 7 bits, so that they fit.
+// Without VNNI, AVX2 adds pairs of products in 16 bits: right-hand bytes have 7 bits, so that they
+// fit.
 struct Pairs {
-  static constexpr float kRightLimit = 64.0f;  // 2 * 255 * 64 < 2^15
-  using Left = uint8_t;
-  static constexpr float kLeftLimit = 255.0f;
-  static constexpr int32_t kLeftShift = 128;
+  static constexpr float kRhsMax = 64.0f;  // 2 * 255 * 64 < 2^15
+  using Lhs = uint8_t;
+  static constexpr float kLhsMax = 255.0f;
+  static constexpr int32_t kLhsZeroPoint = 128;
 
-  static HWY_INLINE Int Add(Int sum, Int left, Int right) {
+  static HWY_INLINE Int DotAdd(Int sum, Int lhs, Int rhs) {
     const hn::Repartition<uint8_t, Ints> u8;
     const hn::Repartition<int8_t, Ints> i8;
     const hn::Repartition<int16_t, Ints> i16;
-    const auto pairs =
-        hn::SatWidenMulPairwiseAdd(i16, hn::BitCast(u8, left), hn::BitCast(i8, right));
+    const auto pairs = hn::SatWidenMulPairwiseAdd(i16, hn::BitCast(u8, lhs), hn::BitCast(i8, rhs));
     return hn::Add(sum, hn::WidenMulPairwiseAdd(Ints(), pairs, hn::Set(i16, 1)));
   }
 };
 #endif
 
-// Multiplies kRows rows by a panel of kVectors vectors of columns.
+// Multiplies kMR rows by a packed panel of kVectors vectors of columns.
 //
-// `left` holds the rows, `left_stride` bytes apart, each of `groups` groups. `panel` holds, group
+// `lhs` holds the rows, `lhs_stride` bytes apart, each of `groups` groups. `panel` holds, group
 // after group, kVectors vectors: lane j of vector v is that group of column v * kLanes + j. So each
-// step loads the panel straight on, and one group of each row. `start(v)` is what a sum of vector v
-// begins with; `finish(row, v, sum)` takes it in the end. Both are copied: what they hold would else be
-// loaded again after each float that is stored. Never inlined: the registers are all ours.
-template <class Product, size_t kVectors, class Start, class Finish>
-HWY_NOINLINE void MultiplyTile(const typename Product::Left* left, size_t left_stride,
+// step loads the panel straight on, and one group of each row. `start(v)` is what an accumulator of
+// vector v begins with; `epilogue(row, v, sum)` takes it in the end. Both are copied: else what
+// they hold would be loaded again after each float that is stored. Never inlined: the registers are
+// all ours.
+template <class Product, size_t kVectors, class Start, class Epilogue>
+HWY_NOINLINE void MultiplyTile(const typename Product::Lhs* lhs, size_t lhs_stride,
                                const int8_t* panel, size_t groups, const Start start,
-                               const Finish finish) {
+                               const Epilogue epilogue) {
   const Ints ints;
-  Int sums[kRows][kVectors];
+  Int sums[kMR][kVectors];
   VK_UNROLL
   for (size_t v = 0; v < kVectors; ++v) {
     VK_UNROLL
-    for (size_t row = 0; row < kRows; ++row) sums[row][v] = start(v);
+    for (size_t row = 0; row < kMR; ++row) sums[row][v] = start(v);
   }
   for (size_t group = 0; group < groups; ++group) {
-    Int right[kVectors];
+    Int columns[kVectors];
     VK_UNROLL
     for (size_t v = 0; v < kVectors; ++v) {
-      right[v] = hn::Load(ints, reinterpret_cast<const int32_t*>(panel) + v * kLanes);
+      columns[v] = hn::Load(ints, reinterpret_cast<const int32_t*>(panel) + v * kLanes);
     }
     VK_UNROLL
-    for (size_t row = 0; row < kRows; ++row) {
+    for (size_t row = 0; row < kMR; ++row) {
       int32_t bits;
-      memcpy(&bits, left + row * left_stride + group * kGroupBytes, kGroupBytes);
+      memcpy(&bits, lhs + row * lhs_stride + group * kGroupBytes, kGroupBytes);
       const Int broadcast = hn::Set(ints, bits);
       VK_UNROLL
       for (size_t v = 0; v < kVectors; ++v) {
-        sums[row][v] = Product::Add(sums[row][v], broadcast, right[v]);
+        sums[row][v] = Product::DotAdd(sums[row][v], broadcast, columns[v]);
       }
     }
     panel += kVectors * kLanes * kGroupBytes;
   }
   VK_UNROLL
-  for (size_t row = 0; row < kRows; ++row) {
+  for (size_t row = 0; row < kMR; ++row) {
     VK_UNROLL
-    for (size_t v = 0; v < kVectors; ++v) finish(row, v, sums[row][v]);
+    for (size_t v = 0; v < kVectors; ++v) epilogue(row, v, sums[row][v]);
   }
 }
 
-// `vectors` are split into panels as even as can be, none wider than kTileVectors: a last narrow one
+// `vectors` are split into panels as even as can be, none wider than kNR: a last narrow one
 // would leave the CPU waiting. Calls use(width as a type, first vector) for one of them.
 template <class Use>
 HWY_INLINE void WithPanel(size_t vectors, size_t panel, const Use& use) {
-  const size_t panels = hwy::DivCeil(vectors, kTileVectors);
+  const size_t panels = hwy::DivCeil(vectors, kNR);
   const size_t first = panel * vectors / panels;
   const size_t width = (panel + 1) * vectors / panels - first;
   if (width == 1) use(std::integral_constant<size_t, 1>(), first);
   if (width == 2) use(std::integral_constant<size_t, 2>(), first);
-  if constexpr (kTileVectors > 2) {
+  if constexpr (kNR > 2) {
     if (width == 3) use(std::integral_constant<size_t, 3>(), first);
     if (width == 4) use(std::integral_constant<size_t, 4>(), first);
   }
@@ -205,7 +209,7 @@ HWY_INLINE void WithPanel(size_t vectors, size_t panel, const Use& use) {
 
 template <class Use>
 HWY_INLINE void ForEachPanel(size_t vectors, const Use& use) {
-  const size_t panels = hwy::DivCeil(vectors, kTileVectors);
+  const size_t panels = hwy::DivCeil(vectors, kNR);
   for (size_t panel = 0; panel < panels; ++panel) WithPanel(vectors, panel, use);
 }
 
@@ -213,13 +217,14 @@ static HWY_INLINE Float LoadUpTo(const float* from, size_t count) {
   return count >= kLanes ? hn::LoadU(Floats(), from) : hn::LoadN(Floats(), from, count);
 }
 
-constexpr float kSmallest = 1e-35f;  // what is smaller counts as this, so that no inverse overflows
+constexpr float kSmallest = 1e-35f;  // what is smaller counts as this, so no inverse overflows
 
 // How numbers of at most `largest` become integers of at most `limit`.
-struct Quantiser {
-  Quantiser(float largest, float limit)
-      : step(std::max(largest, kSmallest) / limit), inverse(limit / std::max(largest, kSmallest)) {}
-  float step;     // what one unit is worth
+struct Quantizer {
+  Quantizer(float largest, float limit)
+      : scale(std::max(largest, kSmallest) / limit),
+        inverse(limit / std::max(largest, kSmallest)) {}
+  float scale;    // what one unit is worth
   float inverse;  // units per 1.0
 };
 
@@ -273,7 +278,8 @@ static HWY_INLINE Float Exp2(Float x) {
 // The integer nearest to 2 to the power of x, plus `dither`. Minus infinity gives that of `dither`.
 static HWY_INLINE Int NearestExp2(Float x, Float dither) {
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
-  // AVX512 has instructions that Highway does not know: the fraction, times two to the rest, rounded.
+  // AVX512 has instructions that Highway does not know: the fraction, times two to the rest,
+  // rounded.
   const Floats floats;
   const Float fraction{_mm512_reduce_ps(x.raw, _MM_FROUND_TO_NEG_INF)};
   Float power = hn::MulAdd(hn::Set(floats, 0.0770670425f), fraction, hn::Set(floats, 0.22764499f));
@@ -297,4 +303,4 @@ static HWY_INLINE Float FineExp2(Float x) {
 }  // namespace vision_kernels
 HWY_AFTER_NAMESPACE();
 
-#endif  // VISION_SIDECAR_KERNELS_PRODUCTS_INL_H_
+#endif  // VISION_SIDECAR_KERNELS_MICROKERNEL_INL_H_
