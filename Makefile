@@ -9,7 +9,7 @@ BRIDGE := electron_bridge/dist/.built
 DEMO := .work/demo-model
 TINY := .work/tiny-model
 
-.PHONY: install kernels demo test check freeze bench profile soak fuzz lock bundlers clean
+.PHONY: install kernels demo test check freeze bench profile soak fuzz lock npm bundlers clean
 
 install: .venv/.installed $(BRIDGE) kernels
 
@@ -35,6 +35,9 @@ $(BRIDGE): $(NODE_MODULES) $(wildcard electron_bridge/src/*.ts)
 demo: install
 	$(PY) -m build demo --bar clear_neighbours_kept=0.9 --out $(DEMO)  # docs/build.md says why
 	node examples/demo.mjs $(DEMO)
+
+$(DEMO)/manifest.json: .venv/.installed
+	$(PY) -m build demo --bar clear_neighbours_kept=0.9 --out $(DEMO)
 
 # What runs in a bundle cannot be measured: coverage, printed last, is that of the modules.
 test: install
@@ -74,6 +77,11 @@ soak: install
 fuzz: install
 	$(PY) -m tests.fuzz
 	$(PY) -m tests.fuzz --count 20000 --seed 5 --transport stdio
+
+# Tarballs of the npm packages in dist/npm: the bridge, this platform's program, the demo model.
+npm: install freeze $(DEMO)/manifest.json
+	node packaging/npm.mjs dist/vision-sidecar $(DEMO)
+	node packaging/npm_check.mjs examples/ecg.png
 
 # The bridge inside bundles of esbuild, Vite and webpack, with the frozen program.
 bundlers: install $(TINY)

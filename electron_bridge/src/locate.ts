@@ -6,7 +6,7 @@
 import { statSync } from 'node:fs';
 import path from 'node:path';
 import { type Fault, SidecarError } from './errors.js';
-import { DEMO_MODEL, installedPackages, programPackage } from './packages.js';
+import { DEMO_MODEL, installedPackage, programPackage } from './packages.js';
 
 /** Names that `extraResources` gives the two directories; see docs/bridge.md. */
 export const PROGRAM = 'vision-sidecar';
@@ -54,23 +54,26 @@ export function locate(wanted: Wanted, around: Surroundings): Located {
   };
 }
 
-function findProgram(around: Surroundings): string {
+/** Throws `sidecar.not_found`. */
+export function findProgram(around: Surroundings): string {
   const file = around.platform === 'win32' ? `${PROGRAM}.exe` : PROGRAM;
-  const places = directories(around).map((directory) => path.join(directory, PROGRAM, file));
+  const name = programPackage(around.platform, around.arch ?? process.arch);
+  const places = directories(around, name).map((directory) => path.join(directory, PROGRAM, file));
   const found = places.find((place) => kindOf(place) === 'file');
   if (!found) {
     const remedy = around.resources
       ? `Let withVisionSidecar of electron-vision-sidecar/builder or /forge package it, or pass command.`
-      : `Type: npm install ${programPackage(around.platform, around.arch ?? process.arch)}. Or pass command.`;
+      : `Type: npm install ${name}. Or pass command.`;
     throw notFound('sidecar.not_found', 'the sidecar program', places, remedy);
   }
   return found;
 }
 
-function findModel(given: string | undefined, around: Surroundings): string {
+/** Throws `model.not_found`. */
+export function findModel(given: string | undefined, around: Surroundings): string {
   const places =
     given === undefined
-      ? directories(around).map((directory) => path.join(directory, MODEL))
+      ? directories(around, DEMO_MODEL).map((directory) => path.join(directory, MODEL))
       : [outsideAsar(path.resolve(around.cwd, given), 'model.not_found')];
   const found = places.find((place) => kindOf(path.join(place, 'manifest.json')) === 'file');
   if (!found) {
@@ -83,11 +86,11 @@ function findModel(given: string | undefined, around: Surroundings): string {
 }
 
 /** A packaged app looks nowhere but into its own resources: a working directory may be anyone's. */
-function directories(around: Surroundings): string[] {
+function directories(around: Surroundings, name: string): string[] {
   const { resources, cwd } = around;
-  const packages = installedPackages(around);
-  if (resources) return [resources, ...packages];
-  return [...packages, cwd, path.join(cwd, 'resources'), path.join(cwd, 'dist')];
+  const packages = installedPackage(name, around) ?? [];
+  if (resources) return [resources].concat(packages);
+  return [packages, cwd, path.join(cwd, 'resources'), path.join(cwd, 'dist')].flat();
 }
 
 /** A bare name is left to the system's search path. */

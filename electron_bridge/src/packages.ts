@@ -21,12 +21,6 @@ export interface Installation {
   readonly here?: string | undefined;
 }
 
-/** The directories of those two packages that are installed, as far as a program can be started there. */
-export function installedPackages(around: Installation): string[] {
-  const names = [programPackage(around.platform, around.arch ?? process.arch), DEMO_MODEL];
-  return names.flatMap((name) => installedPackage(name, around) ?? []);
-}
-
 /** Where a package is installed; undefined if it is not. */
 export function installedPackage(name: string, around: Installation): string | undefined {
   if (around.resources === undefined) return resolved(name, around);
