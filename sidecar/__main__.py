@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import BinaryIO, NoReturn
 
-from sidecar import encoder, handshake, log, manifest, priority, stdio, terminal
+from sidecar import encoder, handshake, hardening, log, manifest, priority, stdio, terminal
 from sidecar.console import FAILED, complain, say
 from sidecar.errors import Internal, SidecarError
 from sidecar.server import LINGER_MS, Server
-from sidecar.service import BUG, Deliver, Service
+from sidecar.service import Deliver, Service, failure
 from sidecar.settings import Settings, parse
 from sidecar.shutdown import Shutdown
 
@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         except OSError:  # closed by whoever started us; else the next file opened would take it
             os.open(os.devnull, os.O_RDWR)
     settings = parse(sys.argv[1:] if argv is None else argv)
+    hardening.forbid_core_dumps()
+    hardening.allow_descriptors()
     # Nothing but us may write to the real stdout: a library's print would break the protocol.
     stdout = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -56,7 +58,7 @@ def serve(settings: Settings, stdout: BinaryIO) -> int:
     shutdown = Shutdown()
     try:
         request = _read_handshake(stdout)
-        parent_watch.watch_stdin()
+        parent_watch.watch_stdin(before_exit=handler.flush)
         server = Server(request.client_key, settings.limits)
         service = _service(
             settings,
@@ -64,29 +66,27 @@ def serve(settings: Settings, stdout: BinaryIO) -> int:
             on_ready=lambda: say(stdout, handshake.ready()),
             shutdown=shutdown,
         )
-    except SidecarError as error:
-        return _fatal(stdout, error)
-    except Exception:  # no socket, for example: the app is told, and not left to wait
-        return _fatal(stdout, Internal(BUG))
+    except Exception as error:  # no socket, for example: the app is told, and not left to wait
+        return _fatal(stdout, failure(error, "the server did not start"))
     shutdown.on_signals()
     stopped = threading.Event()
 
-    def on_stopped(failure: SidecarError | None) -> None:
+    def on_stopped(reason: SidecarError | None) -> None:
         stopped.set()
-        shutdown.request(failure)
+        shutdown.request(reason)
 
     server.start(service, on_stopped)
     say(stdout, handshake.listening(request, server.endpoint, server.public_key, os.getpid()))
     service.start()
 
-    failure = shutdown.wait()
-    if failure is not None:
-        say(stdout, handshake.fatal(failure))
+    reason = shutdown.wait()
+    if reason is not None:
+        say(stdout, handshake.fatal(reason))
     service.end()
     server.stop()
     stopped.wait(LINGER_MS / 1e3 + END_S)
     handler.flush()
-    return FAILED if failure is not None else 0
+    return FAILED if reason is not None else 0
 
 
 def run_stdio(settings: Settings, stdout: BinaryIO) -> int:
@@ -107,12 +107,12 @@ def run_stdio(settings: Settings, stdout: BinaryIO) -> int:
     shutdown.on_signals()
     service.start()
 
-    failure = shutdown.wait()
+    reason = shutdown.wait()
     end = threading.Thread(target=service.end, daemon=True)  # it writes, and nobody may read
     end.start()
     end.join(END_S)
     handler.flush()
-    return complain(failure) if failure is not None else 0
+    return complain(reason) if reason is not None else 0
 
 
 def _service(

@@ -3,6 +3,8 @@
 `tests/golden/codes.txt` holds every code ever issued; `electron_bridge/src/errors.ts` is the twin.
 """
 
+import errno
+import re
 from typing import ClassVar
 
 
@@ -70,6 +72,15 @@ class ModelInvalid(SidecarError):
     code = "model.invalid"
 
 
+class ModelUnfaithful(SidecarError):
+    code = "model.unfaithful"
+
+
+class ResourcesExhausted(SidecarError):
+    code = "resources.exhausted"
+    retryable = True
+
+
 class Busy(SidecarError):
     code = "busy"
     retryable = True
@@ -77,3 +88,39 @@ class Busy(SidecarError):
 
 class Internal(SidecarError):
     code = "internal"
+
+
+_MEMORY = "memory"
+_DESCRIPTORS = "file descriptors"
+_ERRNO = {errno.ENOMEM: _MEMORY, errno.EMFILE: _DESCRIPTORS, errno.ENFILE: _DESCRIPTORS}
+# How native libraries put it: C++'s bad_alloc, onnxruntime's allocator, the system's strerror.
+_WORDS = (
+    (re.compile(r"bad.alloc|failed to allocate|cannot allocate|not enough memory", re.I), _MEMORY),
+    (re.compile(r"too many open files", re.I), _DESCRIPTORS),
+)
+
+
+def exhausted(error: BaseException) -> ResourcesExhausted | None:
+    """The error to report where `error`, or what it came from, says that memory or descriptors ran
+    out; None where it says anything else.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        lacking = _lacking(cause)
+        if lacking:
+            return ResourcesExhausted(
+                f"the machine has no {lacking} left for this. Close other programs, or try again "
+                "later."
+            )
+        cause = cause.__cause__
+    return None
+
+
+def _lacking(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return _MEMORY
+    number = getattr(error, "errno", None)  # OSError's, and ZeroMQ's
+    if number in _ERRNO:
+        return _ERRNO[number]
+    text = str(error)
+    return next((lacking for words, lacking in _WORDS if words.search(text)), "")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, MpoImagePlugin, WebPImagePlugin
 
-from sidecar.errors import ImageTooLarge, ImageUnreadable, SidecarError
+from sidecar.errors import ImageTooLarge, ImageUnreadable, SidecarError, exhausted
 from sidecar.job import PixelValues, Rgb
 from sidecar.manifest import Normalisation
 
@@ -28,7 +28,8 @@ def decode(data: bytes | memoryview, max_pixels: int) -> Rgb:
     """Decode a PNG, JPEG or WebP file, known by its content, into RGB of shape [height, width, 3].
 
     EXIF orientation is applied, transparency lies on white, 16-bit grey keeps its upper 8 bits, and
-    of an animation the first frame counts. Raises ImageUnreadable, ImageTooLarge.
+    of an animation the first frame counts. Raises ImageUnreadable, ImageTooLarge,
+    ResourcesExhausted.
     """
     if data[:2] == b"\xff\xd8" and bytes(data).count(b"\xff\xda") > MAX_SCANS:
         raise ImageUnreadable(f"the JPEG has more than {MAX_SCANS} scans. Save it again.")
@@ -40,7 +41,7 @@ def decode(data: bytes | memoryview, max_pixels: int) -> Rgb:
     except SidecarError:
         raise
     except Exception as error:  # on hostile bytes Pillow's decoders raise far more than OSError
-        raise ImageUnreadable(_why_unreadable(data)) from error
+        raise exhausted(error) or ImageUnreadable(_why_unreadable(data)) from error
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import queue
+import select
 import threading
 import time
 import traceback
@@ -16,6 +17,8 @@ import warnings
 
 STDERR = 2
 BACKLOG = 1000  # lines kept for a reader that stalls; more are dropped
+STALLED_S = 0.2  # without room for a line, after which `flush` gives up
+FLUSH_S = 1.0  # at most, on a machine that is too busy to write them
 
 _FIELDS = ("request", "op", "code", "queue_ms", "preprocess_ms", "inference_ms", "total_ms")
 
@@ -25,17 +28,23 @@ class StderrHandler(logging.Handler):
         super().__init__()
         self._descriptor = descriptor
         self._lines: queue.Queue[bytes] = queue.Queue(BACKLOG)
-        threading.Thread(target=self._write, name="log", daemon=True).start()
+        self._writer = threading.Thread(target=self._write, name="log", daemon=True)
+        self._writer.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait(_line(record))
 
-    def flush(self, seconds: float = 0.2) -> None:
-        """Give the writer a moment, but never wait for a reader that stalls."""
-        end = time.monotonic() + seconds
-        while self._lines.unfinished_tasks and time.monotonic() < end:
-            time.sleep(0.005)
+    def flush(self) -> None:
+        """Wait until every line is written, but not for a reader that stalls or has gone."""
+        begun = read = time.monotonic()
+        while self._lines.unfinished_tasks and self._writer.is_alive():
+            now = time.monotonic()
+            if _takes_more(self._descriptor):
+                read = now
+            if now - read > STALLED_S or now - begun > FLUSH_S:
+                return
+            time.sleep(0.002)
 
     def _write(self) -> None:
         while True:
@@ -57,6 +66,18 @@ def start(descriptor: int = STDERR) -> StderrHandler:
     warnings.simplefilter("ignore")  # Pillow warns of odd files, in words that may quote them
     threading.excepthook = _note_failure
     return handler
+
+
+def _takes_more(descriptor: int) -> bool:
+    """False where a write would block or fail; also where the system cannot tell (Windows)."""
+    if os.name == "nt":
+        return False
+    poll = select.poll()
+    try:
+        poll.register(descriptor, select.POLLOUT)
+        return any(event == select.POLLOUT for _, event in poll.poll(0))
+    except OSError:
+        return False
 
 
 def _note_failure(failure: threading.ExceptHookArgs) -> None:

@@ -14,7 +14,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from sidecar.errors import ModelInvalid
+from sidecar.errors import ModelInvalid, exhausted
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -103,7 +103,9 @@ def read(directory: Path) -> Manifest:
             "Point --model at a directory that `python -m build` made."
         ) from error
     except OSError as error:
-        raise ModelInvalid(f"{NAME} cannot be read: {error.strerror}. {REBUILD}") from error
+        raise exhausted(error) or ModelInvalid(
+            f"{NAME} cannot be read: {error.strerror}. {REBUILD}"
+        ) from error
     if len(content) > MAX_BYTES:
         raise ModelInvalid(f"{NAME} is larger than {MAX_BYTES} bytes. {REBUILD}")
     try:
@@ -139,7 +141,9 @@ def check_files(manifest: Manifest, directory: Path) -> None:
         except FileNotFoundError as error:
             raise ModelInvalid(f"{name} is missing. {REBUILD}") from error
         except OSError as error:
-            raise ModelInvalid(f"{name} cannot be read: {error.strerror}. {REBUILD}") from error
+            raise exhausted(error) or ModelInvalid(
+                f"{name} cannot be read: {error.strerror}. {REBUILD}"
+            ) from error
         if measured.sha256 != expected.sha256:
             raise ModelInvalid(
                 f"{name} has changed: its SHA-256 begins {measured.sha256[:12]} where the manifest "

@@ -8,6 +8,7 @@ which kills the sidecars of healthy apps.
 import os
 import select
 import threading
+from collections.abc import Callable
 
 STDIN = 0
 POLL_S = 0.1
@@ -31,13 +32,13 @@ def watch_start() -> None:
         threading.Thread(target=_poll, args=arguments, name="parent_poll", daemon=True).start()
 
 
-def watch_stdin() -> None:
-    """From now on, exit at end of file on stdin, whatever the process is doing. Import native
-    modules first: on Windows a thread that reads a pipe can block the loading of a library
-    (numpy#24290).
+def watch_stdin(before_exit: Callable[[], None]) -> None:
+    """From now on, exit at end of file on stdin, whatever the process is doing; `before_exit` must
+    take no more than a moment. Import native modules first: on Windows a thread that reads a pipe
+    can block the loading of a library (numpy#24290).
     """
     _started.set()
-    threading.Thread(target=_wait, name="parent_watch", daemon=True).start()
+    threading.Thread(target=_wait, args=(before_exit,), name="parent_watch", daemon=True).start()
 
 
 def _hung_up() -> bool:
@@ -53,10 +54,11 @@ def _poll(parent: int) -> None:
             os._exit(ORPHANED)
 
 
-def _wait() -> None:
+def _wait(before_exit: Callable[[], None]) -> None:
     try:
         while os.read(STDIN, 4096):  # whatever else the parent writes means nothing
             pass
     except OSError:
         pass
+    before_exit()
     os._exit(ORPHANED)  # no cleanup: a run in native code would hold it up

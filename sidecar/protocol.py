@@ -56,6 +56,7 @@ class Encode:
     id: int
     job: Job
     bytes: int  # of all payloads
+    low: bool = False  # of low priority: waits while another request waits
     op = "encode"
 
 
@@ -182,7 +183,8 @@ def _request(id: int, header: Mapping[str, Any], payloads: Sequence[Frame]) -> R
     inputs = _inputs(header.get("inputs", []), payloads)
     op = header.get("op")
     if op == "encode":
-        return Encode(id, _job(inputs, params), sum(len(payload) for payload in payloads))
+        size = sum(len(payload) for payload in payloads)
+        return Encode(id, _job(inputs, params), size, _is_low(params.get("priority")))
     if inputs:
         raise RequestMalformed(f"the op {_short(op)} takes no inputs; {len(inputs)} came.")
     match op:
@@ -294,6 +296,12 @@ def _heatmap(value: Any) -> HeatmapOptions:
     if not isinstance(value, dict):
         raise RequestMalformed("heatmap must be a map.")
     return HeatmapOptions.parse(value)
+
+
+def _is_low(value: Any) -> bool:
+    if value not in (None, "normal", "low"):
+        raise RequestMalformed("priority must be normal or low.")
+    return bool(value == "low")
 
 
 def _is_id(value: Any) -> TypeGuard[int]:

@@ -9,21 +9,22 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import zmq
 
-from sidecar.errors import Internal, SidecarError
+from sidecar.errors import SidecarError
 from sidecar.protocol import Frame
 from sidecar.send_buffer import SendBuffer
-from sidecar.service import BUG, Client, Service
+from sidecar.service import Client, Service, failure
 from sidecar.settings import Limits
 
 log = logging.getLogger(__name__)
 
 LINGER_MS = 1000
 HANDSHAKE_MS = 2000
-QUEUED_MESSAGES = 4  # that ZeroMQ holds for one peer; further replies wait in our send buffer
+QUEUED_MESSAGES = 4  # that ZeroMQ holds for one peer; the send buffer counts them too
 SLACK = 2  # frames up to this many times too large get an answer; larger ones end the connection
 RETRY_MS = 20
 
@@ -78,9 +79,8 @@ class Server:
         def serve() -> None:
             try:
                 self._serve(service)
-            except Exception:
-                log.exception("the server failed")
-                on_stopped(Internal(BUG))
+            except Exception as error:
+                on_stopped(failure(error, "the server failed"))
             else:
                 on_stopped(None)
 
@@ -120,8 +120,9 @@ class Server:
         while self._buffers and time.monotonic() < end:
             time.sleep(RETRY_MS / 1e3)
             self._send_all()
+        left = max(end - time.monotonic(), 0)
         with self._wake_lock:
-            self._context.destroy(LINGER_MS)
+            self._context.destroy(int(left * 1e3))
 
     def _receive(self, service: Service) -> None:
         identity, *frames = self._router.recv_multipart(copy=False)
@@ -152,16 +153,23 @@ class Server:
                 del self._buffers[client]
 
     def _flush(self, client: bytes) -> bool:
-        """Send what this peer takes; True if nothing is left for it."""
+        """Send what this peer takes; True if nothing of it is held any more."""
         buffer = self._buffers[client]
         while buffer:
+            frames = [zmq.Frame(frame, track=True) for frame in buffer.first()]
             try:
-                self._router.send_multipart([client, *buffer.first()], zmq.NOBLOCK, copy=False)
+                self._router.send_multipart([client, *frames], zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return False
             except zmq.ZMQError as error:
                 if error.errno != zmq.EHOSTUNREACH:
                     raise
                 return True  # it has gone, and its replies with it
-            buffer.drop_first()
-        return True
+            trackers = [frame.tracker for frame in frames]
+            buffer.sent(partial(_released, trackers))
+        return buffer.empty
+
+
+def _released(trackers: Sequence[zmq.MessageTracker]) -> bool:
+    """True once ZeroMQ holds none of the frames."""
+    return all(tracker.done for tracker in trackers)

@@ -24,6 +24,7 @@ from sidecar.errors import (
     RequestDuplicateId,
     RequestTooLarge,
     SidecarError,
+    exhausted,
 )
 from sidecar.manifest import Manifest
 from sidecar.protocol import (
@@ -108,12 +109,18 @@ class Service:
     def handle(self, client: Client, frames: Sequence[Frame]) -> None:
         """Take one message. Returns soon: what takes long is done by the worker."""
         try:
-            self._handle(client, protocol.decode(frames))
+            request = protocol.decode(frames)
         except Unreadable as unreadable:
             self._answer(client, "unreadable", unreadable.reply)
-        except Exception:
-            log.exception("a message could not be handled")
-            self.refuse(client, Internal(BUG))
+            return
+        except Exception as error:
+            self.refuse(client, failure(error, "a message could not be read"))
+            return
+        try:
+            self._handle(client, request)
+        except Exception as error:
+            reply = Failed(request.id, failure(error, "a message could not be handled"))
+            self._answer(client, request.op, reply)
 
     def _handle(self, client: Client, request: protocol.Request) -> None:
         if (client, request.id) in self._open:
@@ -180,8 +187,13 @@ class Service:
                 )
             self._open[task.client, task.request.id] = task
             self._bytes += task.request.bytes
-            self._queue.append(task)
+            self._enqueue(task)
             self._changed.notify_all()
+
+    def _enqueue(self, task: Task) -> None:
+        """In the order they came, but those of low priority behind all others."""
+        low = sum(waiting.request.low for waiting in self._queue)
+        self._queue.insert(len(self._queue) - (0 if task.request.low else low), task)
 
     def _cancel_all(self) -> None:
         with self._changed:
@@ -224,11 +236,8 @@ class Service:
             self._preparer.start()
             while self._perform_next(encoder):
                 pass
-        except SidecarError as error:
-            self._on_finished(error)
-        except Exception:
-            log.exception("the worker failed")
-            self._on_finished(Internal(BUG))
+        except Exception as error:
+            self._on_finished(failure(error, "the worker failed"))
         else:
             if not self._ending:  # else `end` or a shutdown still has a reply to give
                 self._on_finished(None)
@@ -292,11 +301,8 @@ class Service:
                 "inference_ms": encoding.inference_ms,
             }
             reply = _done(task.request.id, encoding, self.manifest.digest, timing)
-        except SidecarError as error:
-            reply = Failed(task.request.id, error)
-        except Exception:
-            log.exception("a request failed", extra={"request": task.request.id})
-            reply = Failed(task.request.id, Internal(BUG))
+        except Exception as error:
+            reply = Failed(task.request.id, failure(error, "a request failed", task.request.id))
         with self._changed:
             self._current = None
             self._release(task)
@@ -352,6 +358,14 @@ class Service:
                 "queue": {"requests": len(self._open), "bytes": self._bytes},
                 **self._statistics.report(),
             }
+
+
+def failure(error: Exception, what: str, id: int | None = None) -> SidecarError:
+    """What a peer is told of an exception: itself, if it is ours; else a line goes to the log."""
+    if isinstance(error, SidecarError):
+        return error
+    log.error(what, exc_info=error, extra={} if id is None else {"request": id})
+    return exhausted(error) or Internal(BUG)
 
 
 def _done(id: int, encoding: Encoding, digest: str, timing: dict[str, float]) -> Done:

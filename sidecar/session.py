@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sidecar.custom_ops import LIBRARY, CustomOpsUnavailable, library
-from sidecar.errors import ModelInvalid, RequestCancelled
+from sidecar.errors import ModelInvalid, RequestCancelled, exhausted
 from sidecar.job import OUTPUTS, FloatArray, PixelValues
 
 # onnxruntime sends telemetry by default; only this variable, set before the import, stops it all.
@@ -80,7 +80,7 @@ class Session:
                 str(graph), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's exceptions share no base below Exception
-            raise ModelInvalid(
+            raise exhausted(error) or ModelInvalid(
                 f"onnxruntime {onnxruntime.__version__} cannot load {graph.name}. Use the sidecar "
                 "and the model directory that were released together."
             ) from error

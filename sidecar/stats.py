@@ -64,7 +64,11 @@ def memory() -> dict[str, int]:
     sizes: dict[str, int] = {}
     if sys.platform == "linux":
         # Not getrusage: its peak is the parent's, until ours is higher.
-        for line in Path("/proc/self/status").read_text("ascii").splitlines():
+        try:
+            lines = Path("/proc/self/status").read_text("ascii").splitlines()
+        except OSError:  # no /proc here, or no descriptor left
+            lines = []
+        for line in lines:
             key, _, value = line.partition(":")
             if key in _STATUS:
                 sizes[_STATUS[key]] = int(value.split()[0]) * 1024

@@ -18,6 +18,8 @@ export const SIDECAR_CODES = [
   'tensor.not_finite',
   'model.loading',
   'model.invalid',
+  'model.unfaithful',
+  'resources.exhausted',
   'busy',
   'internal',
 ] as const;
@@ -47,6 +49,7 @@ export type ErrorCode =
 const RETRYABLE: ReadonlySet<string> = new Set([
   'busy',
   'model.loading',
+  'resources.exhausted',
   'request.timeout',
   'sidecar.exited',
 ]);

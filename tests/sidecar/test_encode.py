@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests import client, fuzz, stand_in
-from tests.client import ROOT, Client, message
+from tests.client import PATIENCE, ROOT, Client, message
 
 PAGE = ROOT / "examples" / "ecg.png"
 
@@ -296,7 +296,7 @@ def test_stats_count_what_was_answered(sidecar: Client) -> None:
 def test_shutdown_is_answered_and_ends_the_process(transport: type[Client], model: Path) -> None:
     with transport(model) as sidecar:
         assert sidecar.ask("shutdown").ok
-        assert sidecar.process.wait(2) == 0
+        assert sidecar.process.wait(PATIENCE) == 0
 
 
 def test_the_command_line_writes_what_a_server_answers(

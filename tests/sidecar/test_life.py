@@ -1,4 +1,7 @@
-"""How the process lives and dies: with its parent, at a signal, in every state."""
+"""How the process lives and dies: with its parent, at a signal, in every state.
+
+No test asserts how long it takes, which a busy machine decides; `make soak` measures that.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ import pytest
 import zmq
 
 from tests import client, stand_in
-from tests.client import ROOT, Client, StdioClient, ZmqClient
+from tests.client import PATIENCE, ROOT, Client, StdioClient, ZmqClient
 from tests.sidecar.test_encode import PAGE, picture
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals and descriptors")
@@ -44,7 +47,7 @@ def hello_line(**changes: Any) -> bytes:
 def answer(line: bytes, model: Path) -> tuple[dict[str, Any], int]:
     """The one event that a parent gets that opens with `line` and no more, and the exit code."""
     process = serve(model)
-    out, _ = process.communicate(line, timeout=30)
+    out, _ = process.communicate(line, timeout=PATIENCE)
     return json.loads(out.splitlines()[0]), process.returncode
 
 
@@ -82,7 +85,7 @@ def test_a_model_that_is_invalid_is_fatal_with_the_file_named(mode: str, tmp_pat
         event = json.loads(sidecar.stdout.readline())
         assert (event["event"], event["code"]) == ("fatal", "model.invalid")
         assert graph.name in event["message"]
-        assert sidecar.wait(5) != 0
+        assert sidecar.wait(PATIENCE) != 0
     else:
         done = client.run_cli("stdio", "--model", model, input="")
         assert done.returncode != 0
@@ -136,16 +139,16 @@ State = Callable[[Path, Path, Path], Any]
 
 
 @pytest.mark.parametrize("state", STATES.values(), ids=STATES)
-def test_end_of_file_on_stdin_ends_it_in_a_second_when(
+def test_end_of_file_on_stdin_ends_it_when(
     state: State, tmp_path: Path, model: Path, slow_model: Path
 ) -> None:
     with state(tmp_path, model, slow_model) as sidecar:
         sidecar.process.stdin.close()
-        sidecar.process.wait(1)
+        assert sidecar.process.wait(PATIENCE) == 0  # the model that loads would end it with 1
 
 
 @pytest.mark.parametrize("state", STATES.values(), ids=STATES)
-def test_shutdown_ends_it_in_two_seconds_with_everything_answered_when(
+def test_shutdown_ends_it_with_everything_answered_when(
     state: State, tmp_path: Path, model: Path, slow_model: Path
 ) -> None:
     with state(tmp_path, model, slow_model) as sidecar:
@@ -153,13 +156,13 @@ def test_shutdown_ends_it_in_two_seconds_with_everything_answered_when(
         assert sidecar.ask("shutdown").ok
         for id in pending:
             assert sidecar.reply(id).code == "request.cancelled"
-        assert sidecar.process.wait(2) == 0
+        assert sidecar.process.wait(PATIENCE) == 0
 
 
 @posix
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("state", STATES.values(), ids=STATES)
-def test_a_signal_ends_it_in_two_seconds_with_everything_answered_when(
+def test_a_signal_ends_it_with_everything_answered_when(
     state: State, number: int, tmp_path: Path, model: Path, slow_model: Path
 ) -> None:
     with state(tmp_path, model, slow_model) as sidecar:
@@ -167,18 +170,18 @@ def test_a_signal_ends_it_in_two_seconds_with_everything_answered_when(
         if state is busy:
             for id in (1, 2, 3):
                 assert sidecar.reply(id).code == "request.cancelled"
-        assert sidecar.process.wait(2) == 0
+        assert sidecar.process.wait(PATIENCE) == 0
 
 
 @posix
-def test_sigterm_ends_stdio_in_two_seconds_with_everything_answered(slow_model: Path) -> None:
+def test_sigterm_ends_stdio_with_everything_answered(slow_model: Path) -> None:
     with StdioClient(slow_model) as sidecar:
         assert sidecar.ask("hello").ok
         ids = [sidecar.submit("encode", RGB) for _ in range(3)]
         sidecar.ask("hello")
         sidecar.process.send_signal(signal.SIGTERM)
         assert [sidecar.reply(id).code for id in ids] == ["request.cancelled"] * 3
-        assert sidecar.process.wait(2) == 0
+        assert sidecar.process.wait(PATIENCE) == 0
 
 
 @posix
@@ -186,7 +189,7 @@ def test_sigterm_ends_it_even_while_it_waits_for_its_first_line(model: Path) -> 
     process = serve(model)
     time.sleep(0.1)
     process.terminate()
-    process.wait(2)
+    process.wait(PATIENCE)
 
 
 @posix
@@ -200,7 +203,7 @@ def test_when_the_parent_is_killed_nobody_survives(slow_model: Path) -> None:
     child = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    end = time.monotonic() + 1
+    end = time.monotonic() + PATIENCE
     while alive(child) and time.monotonic() < end:
         time.sleep(0.01)
     assert not alive(child)
@@ -220,7 +223,7 @@ def test_the_end_of_stdios_input_lets_it_finish_what_it_accepted(model: Path) ->
         ids = [sidecar.submit("encode", RGB) for _ in range(5)]
         sidecar.process.stdin.close()  # type: ignore[union-attr]
         assert [sidecar.reply(id).code for id in ids] == ["ok"] * 5
-        assert sidecar.process.wait(5) == 0
+        assert sidecar.process.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize(
@@ -244,7 +247,7 @@ def test_an_input_that_ends_within_a_message_is_answered_and_ends_it(
         sidecar.process.stdin.close()  # type: ignore[union-attr]
         assert sidecar.reply(id).ok
         assert sidecar.reply(None).code in ("request.malformed", "request.too_large")
-        assert sidecar.process.wait(5) == 0
+        assert sidecar.process.wait(PATIENCE) == 0
 
 
 def test_a_message_that_is_too_large_for_stdio_is_skipped_and_the_next_one_read(
@@ -275,7 +278,7 @@ def test_stdio_ends_when_nobody_reads_its_answers(slow_model: Path) -> None:
     process.stdin.write(client.packed(client.message("encode", 1, RGB)))
     process.stdin.write(client.packed(client.message("hello", 2)))
     process.stdin.flush()
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE) == 0
     process.stdin.close()
 
 
@@ -289,7 +292,7 @@ def test_a_full_stderr_stops_nothing(model: Path) -> None:
         assert all(sidecar.next().ok for _ in range(1500))
         assert sidecar.ask("encode", RGB).ok
         assert sidecar.ask("shutdown").ok
-        assert sidecar.process.wait(2) == 0
+        assert sidecar.process.wait(PATIENCE) == 0
     os.close(unread)
 
 
@@ -306,7 +309,7 @@ def test_a_closed_stderr_stops_nothing(when: str, model: Path) -> None:
             os.close(unread)
         assert sidecar.ask("encode", RGB).ok
         assert sidecar.ask("shutdown").ok
-        assert sidecar.process.wait(2) == 0
+        assert sidecar.process.wait(PATIENCE) == 0
 
 
 @posix
@@ -320,7 +323,7 @@ def test_descriptors_that_were_never_open_do_no_harm(
         ["sh", "-c", f'"$@" {redirect}', "sh", *client.command(), *words],
         cwd=ROOT,
         check=False,
-        timeout=30,
+        timeout=PATIENCE,
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr
@@ -342,7 +345,7 @@ def test_a_library_that_prints_does_not_break_the_protocol(model: Path, tmp_path
         [sys.executable, "-c", code],
         cwd=ROOT,
         check=False,
-        timeout=30,
+        timeout=PATIENCE,
         input=client.packed(client.message("shutdown", 1)),
         capture_output=True,
     )
@@ -351,18 +354,16 @@ def test_a_library_that_prints_does_not_break_the_protocol(model: Path, tmp_path
     assert b"noise" in done.stderr
 
 
-def test_cancel_answers_a_queued_and_a_running_request_once_and_at_once(
+def test_cancel_answers_a_queued_and_a_running_request_once(
     transport: type[Client], slow_model: Path
 ) -> None:
     with transport(slow_model) as sidecar:
         running, queued = sidecar.submit("encode", RGB), sidecar.submit("encode", RGB)
         sidecar.ask("hello")
         for id in (queued, running):
-            begun = time.perf_counter()
             cancel = sidecar.submit("cancel", params={"target": id})
             assert sidecar.reply(id).code == "request.cancelled"
             assert sidecar.reply(cancel).header["cancelled"] is True
-            assert time.perf_counter() - begun < 2  # FACTS are milliseconds; machines may be busy
         assert sidecar.ask("cancel", params={"target": running}).header["cancelled"] is False
         assert sidecar.ask("cancel", params={"target": 12345}).header["cancelled"] is False
         # The run has wound down, and the worker is free, long before it would have finished.

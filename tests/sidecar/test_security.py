@@ -109,6 +109,7 @@ def test_no_key_is_in_argv_environment_or_log_and_no_path_or_pixel_in_the_log(
         stranger = sidecar.connect(*zmq.curve_keypair())
         assert not answered(stranger, 0.3)
         sidecar.process.terminate()
+        sidecar.process.wait(PATIENCE)
     text = "".join(sidecar.log)
     keys = [sidecar.public_key.decode(), sidecar.secret_key.decode()]
     keys.append(sidecar.listening["server_public_key"])
@@ -124,6 +125,7 @@ def test_the_log_is_json_lines_with_ids_codes_and_times(model: Path) -> None:
         sidecar.ask("encode", RGB)
         sidecar.ask("encode", RGB, {"resolution": 5})
         sidecar.ask("shutdown")
+        sidecar.process.wait(PATIENCE)  # closing its stdin before would end it in mid-sentence
     lines = [json.loads(line) for line in sidecar.log]
     good, bad = (line for line in lines if line.get("op") == "encode")
     assert (good["level"], good["request"], good["code"]) == ("info", 1, "ok")

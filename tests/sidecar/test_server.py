@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -87,6 +88,20 @@ def test_unread_replies_are_bounded_and_block_nobody(running: Running) -> None:
     assert waiting(running.server) == 0  # it has gone, and its replies with it
 
 
+def test_unread_replies_of_any_size_take_no_more_memory_than_promised(running: Running) -> None:
+    deaf = running.connect()
+    tracemalloc.start()
+    try:
+        for count in range(1, 21):
+            deaf.send(b"37")  # a heatmap of 64 megapixels has as many, and more
+            while running.echo.handled < count or running.server._outgoing:
+                time.sleep(0.001)
+            held = tracemalloc.get_traced_memory()[0]
+            assert held < send_buffer.MAX_BYTES + 40 * MEGABYTE  # and the one under way
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_reply_larger_than_the_bound_still_arrives(running: Running) -> None:
     reader = running.connect()
     megabytes = send_buffer.MAX_BYTES // MEGABYTE + 1
@@ -128,5 +143,15 @@ def test_a_send_buffer_keeps_order_and_bound(sizes: list[int]) -> None:
     assert bool(kept) == bool(sizes)
     for size in kept:
         assert len(box.first()[0]) == size
-        box.drop_first()
-    assert (len(box), box.bytes) == (0, 0)
+        box.sent(lambda: True)
+    assert (len(box), box.empty, box.bytes) == (0, True, 0)
+
+
+def test_a_reply_counts_until_the_transport_lets_go_of_it() -> None:
+    box, held = SendBuffer(max_bytes=10_000), [True]
+    assert box.put([bytes(8000)])
+    box.sent(lambda: not held)
+    assert (len(box), box.empty) == (0, False)
+    assert not box.put([bytes(8000)])
+    held.clear()
+    assert box.put([bytes(8000)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 import tracemalloc
@@ -126,6 +127,7 @@ class Queue(RuleBasedStateMachine):
         self.talk = Conversation()
         assert self.talk.ready.wait(PATIENCE)
         self.pending: list[tuple[int, int]] = []
+        self.low: set[int] = set()
         self.owed: Counter[int | None] = Counter()
         self.id = 0
 
@@ -135,8 +137,8 @@ class Queue(RuleBasedStateMachine):
         until(lambda: self.talk.service._bytes == size)
         until(lambda: self.talk.puppet.working.is_set() == bool(self.pending))
 
-    @rule(size=st.sampled_from([0, 1, 300, 400, 1000, 1001]))
-    def encode(self, size: int) -> None:
+    @rule(size=st.sampled_from([0, 1, 300, 400, 1000, 1001]), low=st.booleans())
+    def encode(self, size: int, low: bool) -> None:
         self.id += 1
         self.owed[self.id] += 1
         waiting = sum(size for _, size in self.pending)
@@ -147,8 +149,12 @@ class Queue(RuleBasedStateMachine):
         else:
             expected = None
         if expected is None:
-            self.talk.send("encode", self.id, {"image": bytes(size)})
-            self.pending.append((self.id, size))
+            params = {"priority": "low"} if low else {}
+            self.talk.send("encode", self.id, {"image": bytes(size)}, params)
+            self.low |= {self.id} if low else set()
+            ahead = [index for index, (id, _) in enumerate(self.pending) if id not in self.low]
+            place = len(self.pending) if low else max([0, *ahead], default=0) + bool(self.pending)
+            self.pending.insert(place, (self.id, size))
             self.settle()
         else:
             reply = self.talk.ask("encode", self.id, {"image": bytes(size)})
@@ -256,6 +262,62 @@ def test_requests_are_done_in_the_order_they_came(talk: Conversation) -> None:
         until(lambda count=count: len(talk.replies) == count)
         until(lambda: not talk.puppet.finish.is_set())
     assert [reply["id"] for reply in talk.replies] == [3, 1, 2]
+
+
+def test_requests_of_low_priority_wait_while_a_normal_one_waits() -> None:
+    talk = Conversation(limits=Limits(max_queue=5))
+    assert talk.ready.wait(PATIENCE)
+    for id, priority in ((1, "low"), (2, "low"), (3, "normal"), (4, "low"), (5, None)):
+        talk.send("encode", id, {"image": b"x"}, {"priority": priority})
+        until(talk.puppet.working.is_set)  # on the first one
+    for count in (1, 2, 3, 4, 5):
+        until(talk.puppet.working.is_set)
+        talk.puppet.finish.set()
+        until(lambda count=count: len(talk.replies) == count)
+    assert [reply["id"] for reply in talk.replies] == [1, 3, 5, 2, 4]
+
+
+@pytest.mark.parametrize("priority", ["high", "", 1, True, ["low"]], ids=repr)
+def test_another_priority_is_refused(talk: Conversation, priority: Any) -> None:
+    reply = talk.ask("encode", 1, {"image": b"x"}, {"priority": priority})
+    assert (reply["id"], code(reply)) == (1, "request.malformed")
+
+
+@pytest.mark.parametrize("op", ["hello", "stats", "cancel", "encode"])
+def test_a_request_whose_handling_fails_is_answered_under_its_id(
+    talk: Conversation, monkeypatch: pytest.MonkeyPatch, op: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a secret")
+
+    name = {"hello": "_hello", "stats": "_stats", "cancel": "_cancel", "encode": "_accept"}[op]
+    monkeypatch.setattr(talk.service, name, fail)
+    inputs = {"image": b"x"} if op == "encode" else None
+    reply = talk.ask(op, 7, inputs, {"target": 1})
+    assert (reply["id"], code(reply)) == (7, "internal")
+    assert "secret" not in str(reply)
+
+
+@pytest.mark.parametrize(
+    "shortage",
+    [
+        MemoryError(),
+        OSError(errno.EMFILE, "x"),
+        OSError(errno.ENOMEM, "x"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("Failed to allocate memory for requested buffer of size 9"),
+    ],
+    ids=repr,
+)
+def test_a_request_for_which_the_machine_is_too_small_may_be_tried_again(
+    talk: Conversation, shortage: Exception
+) -> None:
+    talk.puppet.failure = shortage
+    talk.send("encode", 1, {"image": b"x"})
+    talk.puppet.finish.set()
+    until(lambda: talk.replies)
+    assert code(talk.replies[0]) == "resources.exhausted"
+    assert talk.replies[0]["error"]["retryable"] is True
 
 
 def test_the_next_image_is_prepared_while_one_is_inferred_and_no_more_than_that(
@@ -379,8 +441,12 @@ def test_the_end_comes_while_a_model_still_loads() -> None:
 
 @pytest.mark.parametrize(
     ("failure", "expected"),
-    [(ModelInvalid("g.onnx has changed."), "model.invalid"), (MemoryError(), "internal")],
-    ids=["a changed file", "no memory"],
+    [
+        (ModelInvalid("g.onnx has changed."), "model.invalid"),
+        (MemoryError(), "resources.exhausted"),
+        (KeyError("x"), "internal"),
+    ],
+    ids=["a changed file", "no memory", "a bug"],
 )
 def test_a_model_that_does_not_load_is_told_once(failure: Exception, expected: str) -> None:
     def load() -> None:
