@@ -91,6 +91,13 @@ def kernels(bundle: Path) -> Iterator[Part]:
             yield compiled_in("GCC's runtime libraries", terms, "gcc-runtime.txt")
 
 
+def fonts(bundle: Path) -> Iterator[Part]:
+    """What the heatmap's legend is written in; its terms lie beside it."""
+    for terms in bundle.glob("_internal/sidecar/fonts/LICENSE.txt"):
+        title = "DejaVu Sans 2.37, some of its letters"
+        yield Part(title, "Bitstream-Vera", [terms.read_text("utf-8")])
+
+
 def compiled_in(name: str, licence: str, notice: str) -> Part:
     """A part of vision_kernels, with the text that we keep of its terms."""
     text = (NOTICES / notice).read_text("utf-8")
@@ -126,7 +133,8 @@ def main() -> int:
     """Write the file into the bundle in argv."""
     bundle = Path(sys.argv[1])
     parts = sorted(distributions(bundle), key=lambda part: part.title.lower())
-    parts = [interpreter(), bootloader(), *parts, *kernels(bundle), *system_libraries(bundle)]
+    parts = [interpreter(), bootloader(), *parts, *kernels(bundle)]
+    parts += [*fonts(bundle), *system_libraries(bundle)]
     out = ["vision-sidecar is frozen together with the software below.", ""]
     out += [f"- {part.title}: {part.licence}" for part in parts]
     for each in parts:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar import engine, heatmap, images, priority
+from sidecar import engine, heatmap, images, norms, priority
 from sidecar.engine import CustomOps
 from sidecar.errors import RequestUnsupported, TensorNotFinite, TensorShape
 from sidecar.job import (
@@ -38,13 +38,19 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """`arrays` in the order they were asked for; `heatmap_png` holds the bytes of a file."""
+    """`arrays` in the order they were asked for; `heatmap_png` holds the bytes of a file.
+
+    For each image, `norms` holds the least and the largest norm of its tokens, and `flat` whether
+    they differ too little to mean anything.
+    """
 
     arrays: dict[str, FloatArray | NDArray[np.uint8]]
     resolution: tuple[int, int]
     images: int
     preprocess_ms: float
     inference_ms: float
+    norms: tuple[tuple[float, float], ...] = ()
+    flat: tuple[bool, ...] = ()
 
 
 class Encoder:
@@ -76,17 +82,22 @@ class Encoder:
         job, pixel_values, over = prepared.job, prepared.pixel_values, prepared.over
         run.check()
         begun = time.perf_counter()
-        arrays = self._infer(pixel_values, run)
+        outputs = self._infer(pixel_values, run)
         done = time.perf_counter()
-        if not all(np.isfinite(array).all() for array in arrays.values()):
+        if not all(np.isfinite(array).all() for array in outputs.values()):
             raise TensorNotFinite(
                 "the model's outputs are not finite numbers for this input. Check its "
                 "preprocessing: pixels / 255, less mean, over std."
             )
         height, width = pixel_values.shape[2:]
+        ranges = norms.ranges(outputs["projected_embeddings"])
+        flat = norms.are_flat(ranges, self.manifest.flat, (height, width))
+        low_high = [(float(low), float(high)) for low, high in ranges]
+        arrays: dict[str, FloatArray | NDArray[np.uint8]] = {**outputs}
         if HEATMAP_PNG in job.outputs:
-            size = (height, width) if over is None else over.shape[:2]
-            png = heatmap.draw(arrays["attention_scores"][0], over, size, job.heatmap)
+            picture = over if over is not None else np.full((height, width, 3), 255, np.uint8)
+            scores = outputs["attention_scores"][0]
+            png = heatmap.draw(scores, picture, job.heatmap, low_high[0], bool(flat[0]))
             arrays[HEATMAP_PNG] = np.frombuffer(png, np.uint8)
         return Encoding(
             arrays={name: arrays[name] for name in job.outputs},
@@ -94,6 +105,8 @@ class Encoder:
             images=len(pixel_values),
             preprocess_ms=prepared.ms,
             inference_ms=(done - begun) * 1e3,
+            norms=tuple(low_high),
+            flat=tuple(flat.tolist()),
         )
 
     def _preprocess(self, job: Job) -> tuple[PixelValues, Rgb | None]:
@@ -124,9 +137,7 @@ class Encoder:
         images.check_size(width, height, self.max_pixels)
         return rgb
 
-    def _infer(
-        self, pixel_values: PixelValues, run: Run
-    ) -> dict[str, FloatArray | NDArray[np.uint8]]:
+    def _infer(self, pixel_values: PixelValues, run: Run) -> dict[str, FloatArray]:
         # One image at a time: the 8-bit scales of an activation span the whole tensor, so images
         # of a batch would change each other's results, and a batch would cost memory, not time.
         runs = [self.session.run(pixel_values[i : i + 1], run) for i in range(len(pixel_values))]

@@ -1,93 +1,191 @@
-"""Scores and image become a picture: the map over the image, with a legend that says what it is."""
+"""Scores and an image become a picture: pure functions of values, no model, no I/O.
 
-from io import BytesIO
+Twin of electron_bridge/src/vectorsPaint.ts: both compute the same integers and the same float64
+operations in the same order, and tests/golden/heatmaps holds them to the same pixels.
+"""
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from sidecar.job import HeatmapOptions, Rgb
+from sidecar import colormaps, legend, png
+from sidecar.colormaps import LEVELS
+from sidecar.job import HeatmapOptions, LegendWords, Rgb
+from sidecar.legend import Shown
 from sidecar.manifest import GRID
 
-LEGEND = "relative embedding norm; not attention, not evidence for a diagnosis"
+EDGE = 0.08  # above a threshold, this much of a score takes the map from nothing to its full weight
+BAND = 64  # rows painted at a time: what they need fits into a cache
+BRIGHT = 128_000  # a luminance from which on a pixel is bright, of 255,000
+SAMPLES = 256  # rows and columns, at most, that decide whether an image is bright
 
-# Each map is a few anchors, evenly spaced and blended linearly; after Matplotlib's and Google's.
-_ANCHORS = {
-    "turbo": "30123b 4662d7 36aaf9 1ae4b6 72fe5e c8ef34 faba39 f66b19 cb2a04 7a0403",
-    "viridis": "440154 482878 3e4a89 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725",
-    "inferno": "000004 1b0c41 4a0c6b 781c6d a52c60 cf4446 ed6925 fb9b06 f7d13d fcffa4",
-    "grey": "000000 ffffff",
-}
+_ONE = 4096  # what the weights of a pixel's four rows, or columns, of cells add up to
+_UNIT = 65535  # a score of 1
+_SCALE = 1 / (_UNIT // (LEVELS - 1) * _ONE * _ONE)
 
 
 def draw(
-    scores: NDArray[np.float32], over: Rgb | None, size: tuple[int, int], how: HeatmapOptions
+    scores: NDArray[np.float32],
+    picture: Rgb,
+    options: HeatmapOptions,
+    norms: tuple[float, float] | None = None,
+    flat: bool = False,
 ) -> bytes:
-    """Draw 256 row-major scores, stretched to `size` (height, width), as the bytes of a PNG.
+    """Lay 256 row-major scores over `picture` [height, width, 3]: the bytes of a PNG.
 
-    `over` is the image of that size to lay them on; None draws the map alone. The legend, if any,
-    is added below, so that the map's pixels stay aligned with the image's.
+    `norms`: the least and the largest norm that the scores 0 and 1 stand for, told by the legend.
+    `flat`: nothing stands out, so the picture stays as it is, and the legend says so. The legend is
+    added below, so that the picture's pixels stay where they are.
     """
-    height, width = size
-    grid = Image.fromarray(np.ascontiguousarray(scores, np.float32).reshape(GRID, GRID))
-    smooth = np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC)).clip(0, 1)
-    shown = 1 - smooth if how.invert else smooth
-    levels = (shown * 255 + 0.5).astype(np.uint8)
-    picture = Image.fromarray(_colours(how.colormap)[levels])
-    if over is not None:
-        weight = np.where(smooth >= how.threshold, round(how.alpha * 255), 0).astype(np.uint8)
-        picture = Image.composite(picture, Image.fromarray(over), Image.fromarray(weight))
-    elif how.threshold > 0:
-        hidden = Image.fromarray(((smooth < how.threshold) * 255).astype(np.uint8))
-        picture.paste((0, 0, 0), mask=hidden)
-    if how.legend:
-        picture = _with_legend(picture, how)
-    return _png(picture)
+    height, width = picture.shape[:2]
+    bright = is_bright(picture)
+    blend = blend_of(options, bright)
+    table = tables(options, blend, flat)
+    strip = np.empty((0, width, 3), np.uint8)
+    if options.legend:
+        ground = _ground(picture, blend)
+        bar = np.stack([table[c].reshape(LEVELS, 256)[:, ground[c]] for c in range(3)], axis=1)
+        threshold = options.threshold
+        if options.invert:
+            bar, threshold = bar[::-1], 1 - threshold if threshold else 0
+        words = LegendWords() if options.legend is True else options.legend
+        shown = Shown(bar, threshold, norms, flat, bright)
+        strip = legend.strip((height, width), shown, words)
+
+    def bands() -> Iterator[NDArray[np.uint8]]:
+        yield from paint(scores, picture, options, table)
+        if len(strip):
+            yield strip
+
+    return png.write(width, height + len(strip), bands(), {"Description": LegendWords().note})
 
 
-def _colours(name: str) -> NDArray[np.uint8]:
-    anchors = np.array([list(bytes.fromhex(colour)) for colour in _ANCHORS[name].split()])
-    at = np.linspace(0, len(anchors) - 1, 256)
-    mixed = [np.interp(at, np.arange(len(anchors)), anchors[:, channel]) for channel in range(3)]
-    return np.stack(mixed, axis=1).round().astype(np.uint8)
+def paint(
+    scores: NDArray[np.float32],
+    picture: Rgb,
+    options: HeatmapOptions,
+    table: list[NDArray[np.uint8]],
+) -> Iterator[NDArray[np.uint8]]:
+    """The painted picture, top first, in bands [rows, width, 3]. A band is gone with the next."""
+    height, width = picture.shape[:2]
+    grid = np.floor(np.asarray(scores, np.float64).clip(0, 1) * _UNIT + 0.5).reshape(GRID, GRID)
+    across = _weights(width, options.cells).T
+    down = _weights(height, options.cells) @ grid
+    painted = np.empty((min(BAND, height), width, 3), np.uint8)
+    for top in range(0, height, BAND):
+        rows = picture[top : top + BAND]
+        smooth = _product(down[top : top + BAND], across)
+        smooth += 0.5 / _SCALE
+        smooth *= _SCALE
+        index = smooth.clip(0, LEVELS - 1, out=smooth).astype(np.uint16)
+        if options.invert:
+            np.subtract(LEVELS - 1, index, out=index)
+        index <<= 8
+        for channel in range(3):
+            at = index | rows[:, :, channel]
+            np.take(table[channel], at, out=painted[: len(rows), :, channel], mode="clip")
+        yield painted[: len(rows)]
 
 
-def _with_legend(picture: Image.Image, how: HeatmapOptions) -> Image.Image:
-    unit = min(max(picture.width // 60, 9), 48)  # the height of a letter, in pixels
-    font = ImageFont.load_default(unit)
-    lines = _wrap(LEGEND, font, picture.width - 2 * unit)
-    strip = unit // 2 + (1 + len(lines)) * unit * 3 // 2
-    canvas = Image.new("RGB", (picture.width, picture.height + strip), "white")
-    canvas.paste(picture, (0, 0))
-
-    pen = ImageDraw.Draw(canvas)
-    row = picture.height + unit // 2
-    bar = Image.fromarray(_colours(how.colormap)[None]).resize((10 * unit, unit))
-    if how.invert:
-        bar = bar.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pen.text((unit, row + unit // 2), "low", fill="black", font=font, anchor="lm")
-    canvas.paste(bar, (3 * unit + unit // 2, row))
-    pen.text((14 * unit, row + unit // 2), "high", fill="black", font=font, anchor="lm")
-    for line in lines:
-        row += unit * 3 // 2
-        pen.text((unit, row + unit // 2), line, fill="black", font=font, anchor="lm")
-    return canvas
+def blend_of(options: HeatmapOptions, bright: bool) -> str:
+    """multiply, screen or over."""
+    return ("multiply" if bright else "screen") if options.blend == "auto" else options.blend
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
+def _product(down: NDArray[np.float64], across: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of whole numbers below 2**53: exact, in whichever order they are added.
+
+    Four rows at a time, or OpenBLAS would start threads, which took ten times the processor.
+    """
+    product = np.empty((len(down), across.shape[1]))
+    for row in range(0, len(down), 4):
+        np.matmul(down[row : row + 4], across, out=product[row : row + 4])
+    return product
+
+
+def tables(options: HeatmapOptions, blend: str, flat: bool) -> list[NDArray[np.uint8]]:
+    """Per channel, what a byte of the image becomes at each level: [level * 256 + byte]."""
+    byte = np.arange(256, dtype=np.float64)[None]
+    if flat:
+        return [np.repeat(byte.astype(np.uint8), LEVELS, axis=0).reshape(-1)] * 3
+    name = colormaps.AUTO[blend] if options.colormap == "auto" else options.colormap
+    colours = colormaps.colours(name)
+    weight = _weight(options)[:, None]
+    made = []
+    for channel in range(3):
+        colour = colours[:, channel, None]
+        if blend == "multiply":
+            mixed = byte * (1 - weight * (1 - colour / 255))
+        elif blend == "screen":
+            mixed = 255 - (255 - byte) * (1 - weight * (colour / 255))
         else:
-            lines[-1] = longer
-    return lines
+            mixed = byte * (1 - weight) + colour * weight
+        made.append(np.floor(mixed + 0.5).astype(np.uint8).reshape(-1))
+    return made
 
 
-def _png(picture: Image.Image) -> bytes:
-    info = PngImagePlugin.PngInfo()
-    info.add_text("Description", LEGEND)  # goes wherever the picture goes, legend or not
-    out = BytesIO()
-    picture.save(out, "PNG", pnginfo=info, compress_level=3)
-    return out.getvalue()
+def is_bright(picture: Rgb) -> bool:
+    """Whether the median pixel is brighter than mid-grey, which decides what `auto` means."""
+    dark = _luminance(_sample(picture)) < BRIGHT
+    return bool(np.count_nonzero(dark) <= len(dark) // 2)
+
+
+def _ground(picture: Rgb, blend: str) -> Sequence[int]:
+    """A colour of the picture on which the map is seen well: of the lighter ones, or the darker."""
+    sample = _sample(picture)
+    order = np.argsort(_luminance(sample), kind="stable")
+    share = {"multiply": 0.75, "screen": 0.25, "over": 0.5}[blend]
+    ground: list[int] = sample[order[int(share * len(order))]].tolist()
+    return ground
+
+
+def _sample(picture: Rgb) -> Rgb:
+    """[n, 3]: every so many-th pixel of every so many-th row, at most SAMPLES of either."""
+    down, across = (-(-side // SAMPLES) for side in picture.shape[:2])
+    return picture[::down, ::across].reshape(-1, 3)
+
+
+def _luminance(pixels: Rgb) -> NDArray[np.int64]:
+    """From 0 to 255,000, by the weights of Rec. 601."""
+    luminance: NDArray[np.int64] = pixels @ np.array([299, 587, 114])
+    return luminance
+
+
+def _weight(options: HeatmapOptions) -> NDArray[np.float64]:
+    """The map's weight at each level: it grows with the score, and fades in above the threshold."""
+    score = np.arange(LEVELS) / (LEVELS - 1)
+    weight = options.alpha * (score * (2 - score))
+    if options.threshold > 0:
+        edge = min(EDGE, 1 - options.threshold)
+        above = score - options.threshold
+        share = np.minimum(above / edge, 1) if edge > 0 else np.ones(LEVELS)
+        weight = np.where(above < 0, 0, weight * share)
+    return np.asarray(weight)
+
+
+def _weights(pixels: int, cells: bool) -> NDArray[np.float64]:
+    """How much of each of 16 cells is in each pixel along a side: [pixels, 16], whole numbers.
+
+    Cubic convolution (Keys, a = -0.5) between the centres of the cells; those at the edges go on.
+    """
+    out = np.zeros((pixels, GRID))
+    rows = np.arange(pixels)
+    if cells:
+        out[rows, (2 * rows + 1) * GRID // (2 * pixels)] = _ONE
+        return out
+    at = (rows + 0.5) * (GRID / pixels) - 0.5
+    left = np.floor(at)
+    t = at - left
+    before = np.floor((((-0.5 * t + 1) * t - 0.5) * t) * _ONE + 0.5)
+    after = np.floor((((-1.5 * t + 2) * t + 0.5) * t) * _ONE + 0.5)
+    last = np.floor(((0.5 * t - 0.5) * t * t) * _ONE + 0.5)
+    nearest = left.astype(int)
+    for offset, share in (
+        (-1, before),
+        (0, _ONE - before - after - last),
+        (1, after),
+        (2, last),
+    ):
+        np.add.at(out, (rows, (nearest + offset).clip(0, GRID - 1)), share)
+    return out

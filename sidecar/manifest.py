@@ -69,6 +69,8 @@ class Manifest:
     tools: Mapping[str, str] = field(default_factory=dict)
     kernels: tuple[CustomOpsGraph, ...] = ()  # the fastest first; where the recipe has them
     golden: str = ""  # what the plain graph made of the golden input, to prove the others by
+    # Side length to the spread of token norms up to which an image has no content; see norms.py.
+    flat: Mapping[int, float] = field(default_factory=dict)
     format: int = FORMAT
     digest: str = ""  # SHA-256 of manifest.json itself, hence of the whole model; set by `read`
 
@@ -193,6 +195,7 @@ def _parse(fields: dict[str, Any], digest: str) -> Manifest:
                 for entry in fields["kernels"]
             ),
             golden=str(fields.get("golden", "")),
+            flat={int(side): float(limit) for side, limit in fields.get("flat", {}).items()},
             tools={str(name): str(version) for name, version in fields["tools"].items()},
             digest=digest,
         )
@@ -226,6 +229,8 @@ def _check(manifest: Manifest) -> None:
         raise ModelInvalid(f"{NAME} has a default resolution that it does not allow. {REBUILD}")
     if min(manifest.vision_hidden, manifest.text_hidden) <= 0:
         raise ModelInvalid(f"{NAME} has a hidden size below 1. {REBUILD}")
+    if any(not 0 <= limit <= 1 for limit in manifest.flat.values()):
+        raise ModelInvalid(f"{NAME} has a limit for flat images outside 0 to 1. {REBUILD}")
     how = manifest.normalisation
     numbers = (*how.mean, *how.std, how.rescale)
     if how.resample not in RESAMPLES or 0 in how.std or not all(map(math.isfinite, numbers)):

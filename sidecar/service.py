@@ -375,6 +375,8 @@ def _done(id: int, encoding: Encoding, digest: str, timing: dict[str, float]) ->
         fields={
             "model": digest,
             "resolution": list(encoding.resolution),
+            "norms": [list(low_high) for low_high in encoding.norms],
+            "flat": list(encoding.flat),
             "timing": {name: round(value, 3) for name, value in timing.items()},
         },
     )

@@ -90,6 +90,7 @@ def _encode(loaded: Encoder, image: Path, settings: Settings) -> str:
     return (
         f"{height} x {width}, preprocessing {encoding.preprocess_ms:.0f} ms, "
         f"inference {encoding.inference_ms:.0f} ms"
+        f"{'; nothing stands out' if encoding.flat[0] else ''}"
     )
 
 

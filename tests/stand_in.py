@@ -17,6 +17,7 @@ from sidecar.manifest import GRID, Manifest, Normalisation
 HIDDEN = 8
 SIDES = (224, 448)
 SLOW_NODES = 400
+FLAT = 0.05  # the largest spread of norms that means nothing
 
 
 def make(directory: Path, slow: bool = False) -> Path:
@@ -36,6 +37,7 @@ def make(directory: Path, slow: bool = False) -> Path:
             resolutions=SIDES,
             normalisation=Normalisation(),
             files=manifest.describe(directory, ["vision_encoder_quant.onnx"]),
+            flat=dict.fromkeys(SIDES, FLAT),
         ),
         directory,
     )

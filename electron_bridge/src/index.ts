@@ -36,6 +36,7 @@ export {
   type EncodeOptions,
   type HeatmapChoice,
   type HeatmapOptions,
+  type LegendWords,
   type LogEntry,
   type RequestOptions,
   type SidecarEvents,

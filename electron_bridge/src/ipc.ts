@@ -216,10 +216,12 @@ const CHECKS: Readonly<Record<string, (value: unknown) => boolean>> = {
   timeoutMs: isNumber,
   token: (value) => typeof value === 'string' && value.length <= 128,
   colormap: (value) => typeof value === 'string' && value.length <= 32,
+  blend: (value) => typeof value === 'string' && value.length <= 32,
   alpha: isNumber,
   threshold: isNumber,
   invert: (value) => typeof value === 'boolean',
-  legend: (value) => typeof value === 'boolean',
+  cells: (value) => typeof value === 'boolean',
+  legend: (value) => typeof value === 'boolean' || isObject(value),
 };
 
 function readOptions(

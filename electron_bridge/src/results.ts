@@ -33,6 +33,10 @@ export interface EncodingDetails {
   readonly model: string;
   /** Height and width, in pixels, that the model saw. */
   readonly resolution: readonly [number, number];
+  /** Per image, the least and the largest norm of its 256 embeddings: what the scores 0 and 1 stand for. */
+  readonly norms: readonly (readonly [number, number])[];
+  /** Per image, whether its norms differ no more than an empty page's: nothing stands out, draw no map. */
+  readonly flat: readonly boolean[];
   readonly timing: Timing;
 }
 
@@ -91,9 +95,11 @@ export function readEncoding(
   outputs: readonly OutputName[],
   roundTripMs: number,
 ): Encoding {
-  const { model, resolution, timing } = done.header as {
+  const { model, resolution, norms, flat, timing } = done.header as {
     model: string;
     resolution: [number, number];
+    norms: [number, number][];
+    flat: boolean[];
     timing: Record<string, number>;
   };
   const arrays = outputs.map((name) => [name, tensor(arrayOf(done, OUTPUTS[name]))] as const);
@@ -102,6 +108,8 @@ export function readEncoding(
     ...(Object.fromEntries(arrays) as Record<OutputName, Tensor>),
     model,
     resolution,
+    norms,
+    flat,
     timing: {
       queueMs: queue_ms,
       preprocessMs: preprocess_ms,

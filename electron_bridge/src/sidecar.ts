@@ -27,6 +27,7 @@ import {
   type Peer,
   type Transport,
 } from './transport.js';
+import type { Blend, Colormap } from './vectorsPaint.js';
 
 /**
  * `starting`: the process runs, the model loads. `restarting`: it died and comes back; calls wait.
@@ -91,17 +92,36 @@ export interface StartOptions {
   readonly heartbeat?: { readonly intervalMs: number; readonly timeoutMs: number };
 }
 
-/** How the map is drawn over the image. */
+/** The legend's words, to be translated: Latin, Greek or Cyrillic letters, at most 300 of each. */
+export interface LegendWords {
+  /** Default: `low`. */
+  readonly low?: string;
+  /** Default: `high`. */
+  readonly high?: string;
+  /** Stands before the norms that the ends of the scale mean. Default: `norm`. */
+  readonly norm?: string;
+  /** What scores are and are not. Default: the English one. */
+  readonly note?: string;
+  /** In place of the scale where nothing stands out. Default: the English one. */
+  readonly flat?: string;
+}
+
+/** How the map is drawn over the image. docs/heatmap.md shows what each does. */
 export interface HeatmapOptions {
-  /** Default: `turbo`. */
-  readonly colormap?: 'turbo' | 'viridis' | 'inferno' | 'grey';
-  /** Weight of the map over the image, 0 to 1. Default: 0.5. */
+  /** Default: `auto`, which goes with the blend: `amber` (multiply), `ember` (screen), `turbo` (over). */
+  readonly colormap?: Colormap;
+  /** How the map meets the image. Default: `auto`: `multiply` on bright images, `screen` on dark ones. */
+  readonly blend?: Blend;
+  /** Weight of the map at the highest score, 0 to 1. Default: 0.75. */
   readonly alpha?: number;
   /** Scores below it, 0 to 1, show the bare image. Default: 0. */
   readonly threshold?: number;
+  /** Low scores count as high ones. Default: false. */
   readonly invert?: boolean;
-  /** Whether a legend stands below the picture, saying what the colours are. Default: true. */
-  readonly legend?: boolean;
+  /** The 16×16 cells as they are, not smoothed. Default: false. */
+  readonly cells?: boolean;
+  /** Whether a legend stands below the picture, or its words. Default: true. */
+  readonly legend?: boolean | LegendWords;
 }
 
 /** Whether `encode` draws a heatmap too, and how. */

@@ -13,8 +13,10 @@ test('an encoding holds what was asked for, as floats', async (t) => {
   assert.ok(!('heatmapPng' in all));
   const one = await sidecar.encode({ image }, { outputs: ['pooledEmbedding'], heatmap: true });
   assert.deepEqual(Object.keys(one).sort(), [
+    'flat',
     'heatmapPng',
     'model',
+    'norms',
     'pooledEmbedding',
     'resolution',
     'timing',

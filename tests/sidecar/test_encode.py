@@ -123,6 +123,26 @@ def test_a_heatmap_of_a_tensor_is_the_map_alone(sidecar: Client) -> None:
     assert drawn.size == (224, 224)
 
 
+def test_a_reply_tells_the_norms_that_the_scores_were_scaled_from(sidecar: Client) -> None:
+    pair = np.concatenate([normalised(picture(), 224), normalised(picture(30, 20), 224)])
+    reply = sidecar.ask("encode", {"pixel_values": pair})
+    norms = np.linalg.norm(reply.arrays["projected_embeddings"], axis=-1)
+    expected = [[row.min(), row.max()] for row in norms]
+    np.testing.assert_allclose(reply.header["norms"], expected, rtol=1e-5)
+    assert reply.header["flat"] == [False, False]
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (128, 128, 128), (255, 228, 225), (0, 0, 0)])
+def test_an_empty_page_is_flat_and_gets_no_colour(sidecar: Client, colour: tuple[int, ...]) -> None:
+    rgb = np.full((300, 400, 3), colour, np.uint8)
+    rgb[::7, ::5] ^= 1  # noise that nobody sees
+    reply = sidecar.ask("encode", {"rgb": rgb}, {"outputs": ["heatmap_png"]})
+    assert reply.header["flat"] == [True]
+    drawn = np.asarray(Image.open(io.BytesIO(reply.payloads[0])))
+    np.testing.assert_array_equal(drawn[:300], rgb)
+    assert len(drawn) > 300  # the legend says that nothing stands out
+
+
 ENCODE = {"rgb": picture()}
 DEEP: list[object] = []
 for _ in range(20):
@@ -192,6 +212,13 @@ BAD = {
         "request.unsupported",
     ),
     "an unknown colour map": (ENCODE, {"heatmap": {"colormap": "jet"}}, "request.malformed"),
+    "an unknown blend": (ENCODE, {"heatmap": {"blend": "add"}}, "request.malformed"),
+    "a legend of numbers": (ENCODE, {"heatmap": {"legend": {"low": 1}}}, "request.malformed"),
+    "a legend without a font": (
+        ENCODE,
+        {"heatmap": {"legend": {"low": "低"}}},
+        "request.malformed",
+    ),
     "an alpha above one": (ENCODE, {"heatmap": {"alpha": 2}}, "request.malformed"),
     "an alpha that is NaN": (ENCODE, {"heatmap": {"alpha": float("nan")}}, "request.malformed"),
     "a resolution that is text": (ENCODE, {"resolution": "448"}, "request.malformed"),

@@ -39,13 +39,21 @@ REPLIES: dict[str, Reply] = {
         fields={
             "model": DIGEST,
             "resolution": [448, 896],
+            "norms": [[9.5, 12.25]],
+            "flat": [False],
             "timing": {"queue_ms": 0.0, "preprocess_ms": 1.5, "inference_ms": 2345.678},
         },
     ),
     "encode-heatmap": Done(
         128,
         arrays={"heatmap_png": np.frombuffer(b"\x89PNG\r\n\x1a\n", np.uint8)},
-        fields={"model": DIGEST, "resolution": [224, 224], "timing": {}},
+        fields={
+            "model": DIGEST,
+            "resolution": [224, 224],
+            "norms": [[1.0, 1.03125]],
+            "flat": [True],
+            "timing": {},
+        },
     ),
     "cancel": Done(65536, fields={"cancelled": True}),
     "stats": Done(3, fields={"counts": {"encode": {"ok": 2, "busy": 1}}, "expected_ms": {}}),
