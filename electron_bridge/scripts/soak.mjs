@@ -113,7 +113,7 @@ async function encodeMany() {
     flat,
     `${encodes} encodes, from a tenth of them to all: heap ${mb(first.heap)} → ${mb(last.heap)}, ` +
       `RSS ${samples.map(({ rss }) => (rss / 1e6).toFixed(0)).join(' → ')} MB, the sidecar's ${mb(first.sidecar)} → ${mb(last.sidecar)} ` +
-      `(peak ${mb(memory.peak_rss_bytes)}), open files ${first.handles} → ${last.handles}, ` +
+      `(peak ${mb(memory.peakRssBytes)}), open files ${first.handles} → ${last.handles}, ` +
       `listeners ${first.listeners} → ${last.listeners}`,
   );
 }
@@ -126,7 +126,7 @@ async function measure(sidecar) {
   return {
     heap: heapUsed,
     rss,
-    sidecar: (await sidecar.stats()).memory.rss_bytes,
+    sidecar: (await sidecar.stats()).memory.rssBytes,
     handles: readdirSync('/proc/self/fd').length,
     listeners: sidecar.eventNames().reduce((sum, name) => sum + sidecar.listenerCount(name), 0),
   };

@@ -1,5 +1,7 @@
 /** An app's lifecycle: quitting and sleeping. Electron itself is not imported: it comes as arguments. */
 
+import { abortStart } from './starting.js';
+
 /** The part of Electron's `app` that is used. */
 export interface AppLike {
   on(event: 'before-quit', listener: (event: { preventDefault(): void }) => void): unknown;
@@ -17,7 +19,9 @@ export interface PowerMonitorLike {
 
 /**
  * Holds the app's quitting until the sidecar has been closed (up to 2 s; 5 s where it has to be
- * killed). A sidecar that is still starting may be given as its promise. Returns how to undo it.
+ * killed). A sidecar that is still starting may be given as its promise: the start is then ended. Where
+ * the promise is another one than `VisionSidecar.start` gave, 5 s are waited for it; the sidecar ends with
+ * the app in any case. Returns how to undo it.
  */
 export function closeBeforeQuit(app: AppLike, sidecar: Closing | PromiseLike<Closing>): () => void {
   let closing = false;
@@ -54,10 +58,23 @@ interface Closing {
   close(): Promise<void>;
 }
 
+const PATIENCE_MS = 5000;
+
 async function close(sidecar: Closing | PromiseLike<Closing>): Promise<void> {
+  abortStart(sidecar); // of no effect on one that has started
+  let timer: NodeJS.Timeout | undefined;
+  const patience = new Promise<void>((resolve) => {
+    timer = setTimeout(resolve, PATIENCE_MS);
+  });
   try {
-    await (await sidecar).close();
+    await Promise.race([closed(sidecar), patience]);
   } catch {
     // it never started: nothing is left to close
+  } finally {
+    clearTimeout(timer);
   }
+}
+
+async function closed(sidecar: Closing | PromiseLike<Closing>): Promise<void> {
+  await (await sidecar).close();
 }

@@ -3,18 +3,25 @@
  * Pure: text in, values out. Twin of sidecar/handshake.py.
  */
 
+import { codeFrom, type Fault } from './errors.js';
 import { VERSION } from './protocol.js';
 
+/** Where a sidecar listens, and the public key that it answers with (Z85). */
+export interface Peer {
+  readonly endpoint: string;
+  readonly serverKey: string;
+}
+
 export type Announcement =
-  | { readonly event: 'listening'; readonly endpoint: string; readonly serverKey: string }
+  | ({ readonly event: 'listening' } & Peer)
   | { readonly event: 'ready' }
-  | { readonly event: 'fatal'; readonly code: string; readonly message: string }
+  | { readonly event: 'fatal'; readonly fault: Fault }
   | { readonly event: 'version'; readonly protocol: unknown } // listening, in a version that we do not speak
   | { readonly event: 'unknown' } // well formed, and from a newer sidecar
   | { readonly event: 'junk' };
 
 /** The line to write; `publicKey` is Z85. */
-export function offer(publicKey: string): string {
+export function handshakeRequest(publicKey: string): string {
   return `${JSON.stringify({ protocol: [VERSION, VERSION], client_public_key: publicKey })}\n`;
 }
 
@@ -27,9 +34,7 @@ export function readLine(line: string): Announcement {
     case 'ready':
       return { event: 'ready' };
     case 'fatal':
-      return typeof said.code === 'string' && typeof said.message === 'string'
-        ? { event: 'fatal', code: said.code, message: said.message }
-        : { event: 'junk' };
+      return readFatal(said);
     default:
       return typeof said?.event === 'string' ? { event: 'unknown' } : { event: 'junk' };
   }
@@ -44,6 +49,14 @@ function readListening(said: Record<string, unknown>): Announcement {
   }
   if (typeof serverKey !== 'string' || !/^[!-~]{40}$/.test(serverKey)) return { event: 'junk' };
   return { event: 'listening', endpoint, serverKey };
+}
+
+function readFatal({ code, message, retryable }: Record<string, unknown>): Announcement {
+  if (typeof code !== 'string' || typeof message !== 'string') return { event: 'junk' };
+  return {
+    event: 'fatal',
+    fault: { code: codeFrom(code), message, retryable: retryable === true },
+  };
 }
 
 function parse(line: string): Record<string, unknown> | undefined {

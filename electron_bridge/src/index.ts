@@ -1,5 +1,6 @@
 /** The public API for an app's main process, and nothing else. */
 
+export type { Allow, FrameLike } from './allow.js';
 export { type AppLike, closeBeforeQuit, followPower, type PowerMonitorLike } from './electron.js';
 export { type ErrorCode, type Fault, SidecarError } from './errors.js';
 export {
@@ -12,7 +13,6 @@ export {
   rgbFromRgba,
 } from './inputs.js';
 export {
-  type FrameLike,
   type InvokeEventLike,
   type IpcMainLike,
   type IpcOptions,
@@ -20,6 +20,20 @@ export {
   type SenderLike,
   type Served,
 } from './ipc.js';
+export type { LogEntry } from './log.js';
+export type {
+  DrawOptions,
+  Encoded,
+  EncodeOptions,
+  HeatmapChoice,
+  HeatmapOptions,
+  LegendWords,
+  RequestOptions,
+  SidecarEvents,
+  SidecarState,
+  StartOptions,
+  StateDetail,
+} from './options.js';
 export type {
   Encoding,
   EncodingDetails,
@@ -30,19 +44,5 @@ export type {
   Tensor,
   Timing,
 } from './results.js';
-export {
-  type DrawOptions,
-  type Encoded,
-  type EncodeOptions,
-  type HeatmapChoice,
-  type HeatmapOptions,
-  type LegendWords,
-  type LogEntry,
-  type RequestOptions,
-  type SidecarEvents,
-  type SidecarState,
-  type StartOptions,
-  type StateDetail,
-  VisionSidecar,
-} from './sidecar.js';
+export { VisionSidecar } from './sidecar.js';
 export type { Kernels } from './supervisor.js';

@@ -32,10 +32,15 @@ export type Input = PathInput | ImageInput | RgbInput | PixelInput;
 
 /**
  * Reads or copies `input`, so that the caller may change its memory at once (ZeroMQ reads ours later).
- * Throws `request.malformed`, `request.too_large`, `tensor.shape` or `image.unreadable`.
+ * Reading a file stops when `signal` is aborted. Throws `request.malformed`, `request.too_large`,
+ * `tensor.shape` or `image.unreadable`.
  */
-export async function prepare(input: Input, maxBytes: number): Promise<NamedArray> {
-  return isPath(input) ? fromFile(input.path, maxBytes) : fromMemory(input, maxBytes);
+export async function prepare(
+  input: Input,
+  maxBytes: number,
+  signal?: AbortSignal,
+): Promise<NamedArray> {
+  return isPath(input) ? fromFile(input.path, maxBytes, signal) : fromMemory(input, maxBytes);
 }
 
 /** Three bytes per pixel out of RGBA, as canvas `getImageData` gives. Alpha is blended onto white. */
@@ -113,13 +118,18 @@ function describe(input: Exclude<Input, PathInput>): NamedArray {
 }
 
 // The file system's own errors tell the path, which may name a patient: they go no further than here.
-async function fromFile(path: string, maxBytes: number): Promise<NamedArray> {
+async function fromFile(
+  path: string,
+  maxBytes: number,
+  signal: AbortSignal | undefined,
+): Promise<NamedArray> {
   let data: Uint8Array;
   try {
     const stats = await stat(path);
     if (!stats.isFile()) throw unreadable('what the path names is no file.');
     checkBytes(stats.size, maxBytes);
-    data = await readFile(path);
+    data = await readFile(path, { signal });
+    checkBytes(data.byteLength, maxBytes); // it may have grown meanwhile
   } catch (error) {
     if (error instanceof SidecarError) throw error;
     const { code } = error as NodeJS.ErrnoException;

@@ -24,8 +24,8 @@ export interface Located {
   readonly modelDir: string;
 }
 
-/** What locating depends on, beside what the app asked for. */
-export interface Surroundings {
+/** What locating depends on, besides what the app asked for. */
+export interface Environment {
   readonly cwd: string;
   readonly platform: NodeJS.Platform;
   /** Electron's `process.resourcesPath`, in a packaged app only. */
@@ -35,7 +35,7 @@ export interface Surroundings {
   readonly here?: string | undefined;
 }
 
-export function surroundings(): Surroundings {
+export function environment(): Environment {
   const electron = process as { resourcesPath?: string; defaultApp?: boolean };
   const packaged = process.versions.electron !== undefined && !electron.defaultApp;
   return {
@@ -46,7 +46,7 @@ export function surroundings(): Surroundings {
 }
 
 /** Throws `sidecar.not_found` or `model.not_found`. */
-export function locate(wanted: Wanted, around: Surroundings): Located {
+export function locate(wanted: Wanted, around: Environment): Located {
   return {
     command: wanted.command === undefined ? findProgram(around) : asGiven(wanted.command, around),
     args: wanted.args ?? [],
@@ -55,7 +55,7 @@ export function locate(wanted: Wanted, around: Surroundings): Located {
 }
 
 /** Throws `sidecar.not_found`. */
-export function findProgram(around: Surroundings): string {
+export function findProgram(around: Environment): string {
   const file = around.platform === 'win32' ? `${PROGRAM}.exe` : PROGRAM;
   const name = programPackage(around.platform, around.arch ?? process.arch);
   const places = directories(around, name).map((directory) => path.join(directory, PROGRAM, file));
@@ -70,7 +70,7 @@ export function findProgram(around: Surroundings): string {
 }
 
 /** Throws `model.not_found`. */
-export function findModel(given: string | undefined, around: Surroundings): string {
+export function findModel(given: string | undefined, around: Environment): string {
   const places =
     given === undefined
       ? directories(around, DEMO_MODEL).map((directory) => path.join(directory, MODEL))
@@ -86,7 +86,7 @@ export function findModel(given: string | undefined, around: Surroundings): stri
 }
 
 /** A packaged app looks nowhere but into its own resources: a working directory may be anyone's. */
-function directories(around: Surroundings, name: string): string[] {
+function directories(around: Environment, name: string): string[] {
   const { resources, cwd } = around;
   const packages = installedPackage(name, around) ?? [];
   if (resources) return [resources].concat(packages);
@@ -94,7 +94,7 @@ function directories(around: Surroundings, name: string): string[] {
 }
 
 /** A bare name is left to the system's search path. */
-function asGiven(command: string, { cwd }: Surroundings): string {
+function asGiven(command: string, { cwd }: Environment): string {
   if (!/[\\/]/.test(command)) return command;
   return outsideAsar(path.resolve(cwd, command), 'sidecar.not_found');
 }

@@ -5,8 +5,8 @@
 
 import type { Fault } from './errors.js';
 import type { ImageInput, PixelInput, RgbInput } from './inputs.js';
+import type { HeatmapOptions, SidecarState } from './options.js';
 import type { EncodingDetails, OutputName, Tensor } from './results.js';
-import type { HeatmapOptions, SidecarState } from './sidecar.js';
 
 /** Names of the IPC channels; `registerVisionIpc` answers them. */
 export const CHANNELS = {

@@ -7,10 +7,12 @@
  */
 
 import { decode, encode } from '@msgpack/msgpack';
-import { type Fault, SidecarError } from './errors.js';
+import { codeFrom, type Fault, SidecarError } from './errors.js';
 
 export const VERSION = 1;
 export const MAX_ID = 2 ** 32 - 1;
+const MAX_HEADER = 64 * 1024; // bytes
+const MAX_DEPTH = 8;
 
 const ITEM_BYTES = { FP32: 4, UINT8: 1 } as const;
 
@@ -49,14 +51,57 @@ export interface Failed {
 
 export type Reply = Done | Failed;
 
-/** Write one request. The payloads are the inputs' own memory, not copies. */
+/**
+ * Write one request. The payloads are the inputs' own memory, not copies.
+ * Throws `request.malformed` or `request.too_large` where the sidecar could not read it, as it could not
+ * tell us either: it would not know the id.
+ */
 export function writeRequest(id: number, { op, inputs = [], params }: Request): Uint8Array[] {
   const described = inputs.map(({ name, datatype, shape }) => ({ name, datatype, shape }));
-  const header = encode(
-    { v: VERSION, id, op, inputs: described, params },
-    { ignoreUndefined: true },
-  );
-  return [header, ...inputs.map((input) => input.data)];
+  const header = { v: VERSION, id, op, inputs: described, params };
+  checkPlain(header, MAX_DEPTH);
+  const frame = encode(header, { ignoreUndefined: true });
+  if (frame.byteLength > MAX_HEADER) {
+    throw new SidecarError({
+      code: 'request.too_large',
+      message: `the options of the call take ${frame.byteLength} bytes; ${MAX_HEADER} are allowed. Send less beside the image.`,
+    });
+  }
+  return [frame, ...inputs.map((input) => input.data)];
+}
+
+/** Maps, lists, well-formed text, numbers, booleans and null, at most `depth` levels deep; else throws. */
+function checkPlain(value: unknown, depth: number): void {
+  if (value === null || value === undefined) return;
+  if (typeof value === 'boolean' || typeof value === 'number') return;
+  if (typeof value === 'string') {
+    checkText(value);
+    return;
+  }
+  if (typeof value !== 'object') throw unwritable(`a ${typeof value}`);
+  if (depth === 0) throw unwritable(`something more than ${MAX_DEPTH} levels deep`);
+  if (Array.isArray(value)) {
+    for (const item of value) checkPlain(item, depth - 1);
+    return;
+  }
+  const parent: unknown = Object.getPrototypeOf(value);
+  const plain = parent === null || Object.getPrototypeOf(parent) === null; // of any realm
+  if (!plain) throw unwritable(`a ${value.constructor?.name ?? 'special object'}`);
+  for (const [key, item] of Object.entries(value)) {
+    checkText(key);
+    checkPlain(item, depth - 1);
+  }
+}
+
+function checkText(text: string): void {
+  if (/\p{Surrogate}/u.test(text)) throw unwritable('text with half a surrogate pair');
+}
+
+function unwritable(what: string): SidecarError {
+  return new SidecarError({
+    code: 'request.malformed',
+    message: `expected options of maps, lists, text, numbers and booleans; ${what} came.`,
+  });
 }
 
 /**
@@ -95,7 +140,11 @@ function readFault(error: unknown): Fault {
   if (!isMap(error) || typeof error.code !== 'string' || typeof error.message !== 'string') {
     throw malformed('an error without code and message');
   }
-  return { code: error.code, message: error.message, retryable: error.retryable === true };
+  return {
+    code: codeFrom(error.code),
+    message: error.message,
+    retryable: error.retryable === true,
+  };
 }
 
 function readOutputs(described: unknown, payloads: readonly Uint8Array[]): NamedArray[] {

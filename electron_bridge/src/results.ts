@@ -75,45 +75,43 @@ export interface Quantiles {
   readonly p99: number;
 }
 
-/** As the sidecar tells it, in the wire's own spelling; a newer sidecar may tell more. */
+/** What the sidecar counts. A newer sidecar may tell more. */
 export interface Stats {
   readonly state: 'loading' | 'ready';
   readonly sidecar: string;
   readonly model: string;
-  readonly uptime_s: number;
+  readonly uptimeS: number;
   readonly queue: { readonly requests: number; readonly bytes: number };
   /** By op, then by `ok` or error code. */
   readonly counts: Readonly<Record<string, Readonly<Record<string, number>>>>;
-  /** By resolution ("896x896"), then by stage ("queue_ms", "inference_ms", …). */
+  /** By resolution ("896x896"), then by stage (`queueMs`, `inferenceMs`, …). */
   readonly latency: Readonly<Record<string, Readonly<Record<string, Quantiles>>>>;
-  readonly memory: { readonly rss_bytes?: number; readonly peak_rss_bytes?: number };
+  /** By resolution: what one image takes with nothing before it. */
+  readonly expectedMs: Readonly<Record<string, number>>;
+  readonly memory: { readonly rssBytes?: number; readonly peakRssBytes?: number };
   readonly [more: string]: unknown;
 }
 
+/** Throws `sidecar.malformed` where the reply lacks what every encoding has. */
 export function readEncoding(
   done: Done,
   outputs: readonly OutputName[],
   roundTripMs: number,
 ): Encoding {
-  const { model, resolution, norms, flat, timing } = done.header as {
-    model: string;
-    resolution: [number, number];
-    norms: [number, number][];
-    flat: boolean[];
-    timing: Record<string, number>;
-  };
+  const { header } = done;
   const arrays = outputs.map((name) => [name, tensor(arrayOf(done, OUTPUTS[name]))] as const);
-  const { queue_ms = 0, preprocess_ms = 0, inference_ms = 0 } = timing;
+  const timing = field(header, 'timing', isRecord);
+  const ms = (name: string): number => (isNumber(timing[name]) ? timing[name] : 0);
   return {
     ...(Object.fromEntries(arrays) as Record<OutputName, Tensor>),
-    model,
-    resolution,
-    norms,
-    flat,
+    model: field(header, 'model', isText),
+    resolution: field(header, 'resolution', isPair),
+    norms: field(header, 'norms', isPairs),
+    flat: field(header, 'flat', isFlags),
     timing: {
-      queueMs: queue_ms,
-      preprocessMs: preprocess_ms,
-      inferenceMs: inference_ms,
+      queueMs: ms('queue_ms'),
+      preprocessMs: ms('preprocess_ms'),
+      inferenceMs: ms('inference_ms'),
       roundTripMs,
     },
   };
@@ -125,59 +123,67 @@ export function readPng(done: Done): Uint8Array {
   return new Uint8Array(buffer, byteOffset, byteLength);
 }
 
-/** `hello`'s header. */
-interface Hello {
-  readonly sidecar: string;
-  readonly model: string;
-  readonly model_id: string;
-  readonly model_revision: string;
-  readonly recipe: string;
-  readonly resolutions: readonly number[];
-  readonly default_resolution: number;
-  readonly text_hidden: number;
-  readonly limits: Readonly<
-    Record<'max_pixels' | 'max_frame_bytes' | 'max_queue' | 'max_queue_bytes', number>
-  >;
-}
-
+/** `hello`'s header. Throws `sidecar.malformed` where it lacks something. */
 export function readInfo({ header }: Done): SidecarInfo {
-  const told = header as unknown as Hello;
+  const limits = field(header, 'limits', isRecord);
   return {
-    version: told.sidecar,
-    modelId: told.model_id,
-    modelRevision: told.model_revision,
-    model: told.model,
-    recipe: told.recipe,
-    resolutions: told.resolutions,
-    defaultResolution: told.default_resolution,
-    textHidden: told.text_hidden,
+    version: field(header, 'sidecar', isText),
+    modelId: field(header, 'model_id', isText),
+    modelRevision: field(header, 'model_revision', isText),
+    model: field(header, 'model', isText),
+    recipe: field(header, 'recipe', isText),
+    resolutions: field(header, 'resolutions', isNumbers),
+    defaultResolution: field(header, 'default_resolution', isNumber),
+    textHidden: field(header, 'text_hidden', isNumber),
     limits: {
-      maxPixels: told.limits.max_pixels,
-      maxFrameBytes: told.limits.max_frame_bytes,
-      maxQueue: told.limits.max_queue,
-      maxQueueBytes: told.limits.max_queue_bytes,
+      maxPixels: field(limits, 'max_pixels', isNumber),
+      maxFrameBytes: field(limits, 'max_frame_bytes', isNumber),
+      maxQueue: field(limits, 'max_queue', isNumber),
+      maxQueueBytes: field(limits, 'max_queue_bytes', isNumber),
     },
   };
 }
 
-function arrayOf(done: Done, name: string): NamedArray {
-  const found = done.outputs.find((output) => output.name === name);
-  if (!found) {
-    throw new SidecarError({
-      code: 'sidecar.malformed',
-      message: `expected the output ${name}; the sidecar answered without it.`,
-    });
-  }
-  return found;
+/** Everything of `stats`' header, in camel case. Throws `sidecar.malformed` where it lacks something. */
+export function readStats({ header }: Done): Stats {
+  const { v, id, ok, outputs, ...rest } = header;
+  const stats = camelCase(rest);
+  if (!isRecord(stats)) throw malformed('stats');
+  return {
+    ...stats,
+    state: field(stats, 'state', isState),
+    sidecar: field(stats, 'sidecar', isText),
+    model: field(stats, 'model', isText),
+    uptimeS: field(stats, 'uptimeS', isNumber),
+    queue: field(stats, 'queue', isRecord) as Stats['queue'],
+    counts: field(stats, 'counts', isRecord) as Stats['counts'],
+    latency: field(stats, 'latency', isRecord) as Stats['latency'],
+    expectedMs: field(stats, 'expectedMs', isRecord) as Stats['expectedMs'],
+    memory: field(stats, 'memory', isRecord),
+  };
 }
 
-function tensor({ data, shape, datatype }: NamedArray): Tensor {
-  if (datatype !== 'FP32') {
-    throw new SidecarError({
-      code: 'sidecar.malformed',
-      message: `expected FP32; ${datatype} came.`,
-    });
-  }
+/** The wire's `snake_case` names, at every level; codes, ops and resolutions are none and stay. */
+function camelCase(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(camelCase);
+  if (!isRecord(value)) return value;
+  const renamed = Object.entries(value).map(([name, item]) => [camelName(name), camelCase(item)]);
+  return Object.fromEntries(renamed);
+}
+
+function camelName(name: string): string {
+  if (!/^[a-z]+[0-9]*(_[a-z0-9]+)+$/.test(name)) return name;
+  return name.replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase());
+}
+
+function arrayOf(done: Done, name: string): NamedArray {
+  const array = done.outputs.find((output) => output.name === name);
+  if (array) return array;
+  throw malformed(`the output ${name}`);
+}
+
+function tensor({ name, data, shape, datatype }: NamedArray): Tensor {
+  if (datatype !== 'FP32') throw malformed(`the output ${name} as FP32`);
   return { data: floats(data), shape };
 }
 
@@ -186,4 +192,51 @@ export function floats(bytes: Uint8Array): Float32Array {
   const aligned =
     bytes.byteOffset % Float32Array.BYTES_PER_ELEMENT === 0 ? bytes : new Uint8Array(bytes);
   return new Float32Array(aligned.buffer, aligned.byteOffset, bytes.byteLength / 4);
+}
+
+type Map = Readonly<Record<string, unknown>>;
+
+function field<T>(map: Map, name: string, is: (value: unknown) => value is T): T {
+  const value = map[name];
+  if (is(value)) return value;
+  throw malformed(name);
+}
+
+function malformed(what: string): SidecarError {
+  return new SidecarError({
+    code: 'sidecar.malformed',
+    message: `expected ${what} in the sidecar's reply; it was missing or of another type. Ship the bridge and the sidecar of one release.`,
+  });
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function isText(value: unknown): value is string {
+  return typeof value === 'string';
+}
+
+function isNumber(value: unknown): value is number {
+  return typeof value === 'number';
+}
+
+function isNumbers(value: unknown): value is number[] {
+  return Array.isArray(value) && value.every(isNumber);
+}
+
+function isPair(value: unknown): value is [number, number] {
+  return isNumbers(value) && value.length === 2;
+}
+
+function isPairs(value: unknown): value is [number, number][] {
+  return Array.isArray(value) && value.every(isPair);
+}
+
+function isFlags(value: unknown): value is boolean[] {
+  return Array.isArray(value) && value.every((item) => typeof item === 'boolean');
+}
+
+function isState(value: unknown): value is Stats['state'] {
+  return value === 'loading' || value === 'ready';
 }

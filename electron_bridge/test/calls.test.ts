@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { decode } from '@msgpack/msgpack';
-import { Calls } from '../src/calls.js';
+import { Calls, type Link } from '../src/calls.js';
 import { MAX_ID } from '../src/protocol.js';
 import { FakeClock } from './fakeClock.js';
 
@@ -12,7 +12,7 @@ interface Header {
 }
 
 /** Calls over a link that keeps what is sent. */
-function setUp({ admit = true, lastId = -1 } = {}): {
+function setUp({ flush = true, lastId = -1 } = {}): {
   calls: Calls;
   clock: FakeClock;
   sent: Header[];
@@ -20,14 +20,22 @@ function setUp({ admit = true, lastId = -1 } = {}): {
   const clock = new FakeClock();
   const calls = new Calls(clock, lastId);
   const sent: Header[] = [];
-  calls.connect((frames) => void sent.push(decode(frames[0] as Uint8Array) as Header));
-  if (admit) calls.admit();
+  calls.connect(link(sent));
+  if (flush) calls.flush();
   return { calls, clock, sent };
+}
+
+/** Everything leaves at once. */
+function link(sent: Header[]): Link {
+  return (frames) => {
+    sent.push(decode(frames[0] as Uint8Array) as Header);
+    return () => false;
+  };
 }
 
 const encode = { op: 'encode' } as const;
 const done = (id: number) => ({ id, ok: true, outputs: [], header: {} }) as const;
-const lost = { code: 'sidecar.exited', message: 'it died.' };
+const lost = { code: 'sidecar.exited', message: 'it died.' } as const;
 
 test('an answer settles the call that has its id', async () => {
   const { calls, sent } = setUp();
@@ -44,17 +52,17 @@ test('an answer settles the call that has its id', async () => {
 test('an error answer rejects with its code', async () => {
   const { calls, sent } = setUp();
   const call = calls.call(encode, { timeoutMs: 10 });
-  const error = { code: 'image.unreadable', message: 'not an image.', retryable: false };
+  const error = { code: 'image.unreadable', message: 'not an image.', retryable: false } as const;
   calls.receive({ id: sent[0]?.id as number, ok: false, error });
   await assert.rejects(call, error);
 });
 
-test('calls wait until they are admitted, and are sent once', async () => {
-  const { calls, sent } = setUp({ admit: false });
+test('calls wait until they are flushed, and are sent once', async () => {
+  const { calls, sent } = setUp({ flush: false });
   const call = calls.call(encode, { timeoutMs: 10 });
   assert.equal(sent.length, 0);
-  calls.admit();
-  calls.admit();
+  calls.flush();
+  calls.flush();
   assert.equal(sent.length, 1);
   calls.receive(done(sent[0]?.id as number));
   await call;
@@ -63,12 +71,12 @@ test('calls wait until they are admitted, and are sent once', async () => {
 test('when the link is lost, what was sent fails and what waits does not', async () => {
   const { calls, sent } = setUp();
   const inFlight = calls.call(encode, { timeoutMs: 10 });
-  calls.hold();
+  calls.pause();
   const waiting = calls.call(encode, { timeoutMs: 10 });
   calls.disconnect(lost);
   await assert.rejects(inFlight, { ...lost, retryable: true });
-  calls.connect((frames) => void sent.push(decode(frames[0] as Uint8Array) as Header));
-  calls.admit();
+  calls.connect(link(sent));
+  calls.flush();
   assert.equal(sent.length, 2);
   calls.receive(done(sent[1]?.id as number));
   await waiting;
@@ -85,11 +93,11 @@ test('a deadline rejects the call and cancels the work', async () => {
 });
 
 test('the time that a call waits counts, and one that was never sent is not cancelled', async () => {
-  const { calls, clock, sent } = setUp({ admit: false });
+  const { calls, clock, sent } = setUp({ flush: false });
   const call = calls.call(encode, { timeoutMs: 500 });
   clock.advance(500);
   await assert.rejects(call, { code: 'request.timeout' });
-  calls.admit();
+  calls.flush();
   assert.deepEqual(sent, []);
 });
 
@@ -138,7 +146,7 @@ test('ids begin anew after the last one', async () => {
 });
 
 test('failing all settles what waits too', async () => {
-  const { calls } = setUp({ admit: false });
+  const { calls } = setUp({ flush: false });
   const call = calls.call(encode, { timeoutMs: 10 });
   calls.failAll({ code: 'sidecar.closed', message: 'closed.' });
   await assert.rejects(call, { code: 'sidecar.closed', retryable: false });

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { test } from 'node:test';
-import { BRIDGE_CODES, SIDECAR_CODES, SidecarError } from '../src/errors.js';
+import { BRIDGE_CODES, codeFrom, SIDECAR_CODES, SidecarError } from '../src/errors.js';
 import { codes, repository } from './golden.js';
 
 test('the sidecar’s codes are the list that both languages hold', () => {
@@ -30,7 +30,7 @@ test('whether to try again follows from the code, unless the sidecar says so', (
   assert.equal(new SidecarError({ code: 'busy', message: '' }).retryable, true);
   assert.equal(new SidecarError({ code: 'image.unreadable', message: '' }).retryable, false);
   assert.equal(
-    new SidecarError({ code: 'new.code', message: '', retryable: true }).retryable,
+    new SidecarError({ code: codeFrom('new.code'), message: '', retryable: true }).retryable,
     true,
   );
 });

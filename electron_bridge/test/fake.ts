@@ -5,7 +5,8 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import type { TestContext } from 'node:test';
 import type { Clock } from '../src/clock.js';
-import { type StartOptions, VisionSidecar } from '../src/sidecar.js';
+import type { StartOptions } from '../src/options.js';
+import { VisionSidecar } from '../src/sidecar.js';
 import { POLICY, type Policy } from '../src/supervisor.js';
 
 export const child = path.resolve(__dirname, '..', '..', 'test', 'fixtures', 'child.cjs');

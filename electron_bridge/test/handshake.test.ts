@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { offer, readLine } from '../src/handshake.js';
+import { handshakeRequest, readLine } from '../src/handshake.js';
 
 const key = 'rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7';
 const listening = {
@@ -11,8 +11,8 @@ const listening = {
   pid: 7,
 };
 
-test('the offer is one line that tells our versions and our public key, and nothing else', () => {
-  const line = offer(key);
+test('the request is one line that tells our versions and our public key, and nothing else', () => {
+  const line = handshakeRequest(key);
   assert.deepEqual(JSON.parse(line), { protocol: [1, 1], client_public_key: key });
   assert.equal(line.indexOf('\n'), line.length - 1);
 });

@@ -1,17 +1,17 @@
 import assert from 'node:assert/strict';
 import { EventEmitter } from 'node:events';
 import { test } from 'node:test';
+import type { FrameLike } from '../src/allow.js';
 import { SidecarError } from '../src/errors.js';
 import {
-  type FrameLike,
   type InvokeEventLike,
   type IpcOptions,
   registerVisionIpc,
   type SenderLike,
   type Served,
 } from '../src/ipc.js';
+import type { SidecarState } from '../src/options.js';
 import { CHANNELS, exposeVision, type VisionApi } from '../src/preload.js';
-import type { SidecarState } from '../src/sidecar.js';
 
 /** Electron's IPC, as little of it as is used: one page, one main process, values cloned between. */
 class FakeIpc {
@@ -138,7 +138,12 @@ const refused: Record<string, [unknown, unknown, string]> = {
   'an array of numbers': [{ image: [1, 2] }, {}, 'request.malformed'],
   nothing: [undefined, {}, 'request.malformed'],
   'too many bytes': [{ image: new Uint8Array(11) }, {}, 'request.too_large'],
-  'an unknown output': [{ image }, { outputs: ['secrets'] }, 'request.malformed'],
+  'an unknown output': [{ image }, { outputs: ['secrets'] }, 'request.unsupported'],
+  'the name of something inherited as an output': [
+    { image },
+    { outputs: ['toString'] },
+    'request.unsupported',
+  ],
   'a resolution that is text': [{ image }, { resolution: '224' }, 'request.malformed'],
   'a time that is not a number': [{ image }, { timeoutMs: Number.NaN }, 'request.malformed'],
   'options that are a list': [{ image }, [], 'request.malformed'],
@@ -156,11 +161,50 @@ for (const [what, [input, options, code]] of Object.entries(refused)) {
   });
 }
 
-test('options that we do not know go no further', async () => {
-  const { ipc, asked } = setUp();
-  await ipc.invoke(CHANNELS.encode, { image }, { signal: {}, command: 'rm', resolution: 448 });
-  assert.deepEqual(Object.keys(asked[0]?.[1] as object).sort(), ['resolution', 'signal']);
-});
+const strangers = {
+  'an option of the main process': { signal: { aborted: false } },
+  'an option that nobody knows': { command: 'rm' },
+  'a name that all objects inherit': { toString: true },
+  'the name of their class': { constructor: 1 },
+  'the name of their parent': JSON.parse('{"__proto__": {"resolution": 224}}'),
+  'an option of a heatmap that nobody knows': { heatmap: { path: '/etc/passwd' } },
+};
+
+for (const [what, options] of Object.entries(strangers)) {
+  test(`${what} is refused, and goes no further`, async () => {
+    const { ipc, asked } = setUp();
+    const outcome = (await ipc.invoke(CHANNELS.encode, { image }, options)) as {
+      error?: { code: string; message: string };
+    };
+    assert.equal(outcome.error?.code, 'request.malformed');
+    assert.match(outcome.error?.message ?? '', /is unknown; there are/);
+    assert.deepEqual(asked, []);
+  });
+}
+
+const unwritable = {
+  'a BigInt': 1n,
+  'a date': new Date(0),
+  'a map': new Map(),
+  'many levels': [[[[[[[[[[]]]]]]]]]],
+  'a long text': 'a'.repeat(70_000),
+  'half a character': '\ud800',
+};
+
+for (const [what, value] of Object.entries(unwritable)) {
+  test(`a page that sends ${what} as a colour map is told so, and the sidecar hears nothing`, async () => {
+    const { ipc, asked } = setUp();
+    const outcome = (await ipc.invoke(
+      CHANNELS.encode,
+      { image },
+      { heatmap: { colormap: value } },
+    )) as {
+      error?: { code: string };
+    };
+    assert.equal(outcome.error?.code, 'request.malformed');
+    assert.deepEqual(asked, []);
+  });
+}
 
 /** An encode that lasts until it is aborted. */
 const endless: Served['encode'] = (_, options) =>

@@ -3,7 +3,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { after, test } from 'node:test';
-import { locate, type Surroundings } from '../src/locate.js';
+import { type Environment, locate } from '../src/locate.js';
 
 const root = mkdtempSync(path.join(tmpdir(), 'locate-'));
 after(() => rmSync(root, { recursive: true }));
@@ -20,7 +20,7 @@ function tree(name: string, ...files: string[]): string {
 const shipped = tree('shipped', 'vision-sidecar/vision-sidecar', 'vision-model/manifest.json');
 const empty = tree('empty', 'nothing');
 
-function around(change: Partial<Surroundings>): Surroundings {
+function around(change: Partial<Environment>): Environment {
   return { cwd: empty, platform: 'linux', ...change };
 }
 

@@ -3,7 +3,8 @@
 import { execFileSync } from 'node:child_process';
 import { existsSync, readdirSync, statSync } from 'node:fs';
 import path from 'node:path';
-import { type StartOptions, VisionSidecar } from '../src/sidecar.js';
+import type { StartOptions } from '../src/options.js';
+import { VisionSidecar } from '../src/sidecar.js';
 import { repository } from './golden.js';
 
 export const picture = path.join(repository, 'examples', 'ecg.png');

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { Encoded } from '../src/sidecar.js';
+import type { Encoded } from '../src/options.js';
 import { startFake } from './fake.js';
 
 const image = new Uint8Array(Float32Array.of(1, 2).buffer);

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import type { SidecarInfo } from '../src/results.js';
 import {
   type Effect,
   type Event,
@@ -7,29 +8,44 @@ import {
   initial,
   next,
   POLICY,
+  type Policy,
+  type RunEvent,
   type State,
 } from '../src/supervisor.js';
 
-type Simple = Exclude<Event['kind'], 'wedged' | 'refused' | 'exited'>;
+type Simple = Exclude<Event['kind'], 'refused' | 'exited'>;
 /** An event, or how many milliseconds pass. */
-type Move = Simple | Event | number;
+type Move = Simple | OfRun | Event | number;
+/** As it comes from the run that the state is in. */
+type OfRun = RunEvent & { readonly run?: number };
 
-const python: Exit = { reason: 'exit code 1', native: false, stderr: ['Traceback', 'boom'] };
-const segv: Exit = { reason: 'signal SIGSEGV', native: true, stderr: [] };
-const crash: Event = { kind: 'exited', exit: python };
-const nativeCrash: Event = { kind: 'exited', exit: segv };
-const fatal: Event = {
+const python: Exit = { reason: 'exit code 1', native: false, stderrTail: ['Traceback', 'boom'] };
+const segv: Exit = { reason: 'signal SIGSEGV', native: true, stderrTail: [] };
+const crash: OfRun = { kind: 'exited', exit: python };
+const nativeCrash: OfRun = { kind: 'exited', exit: segv };
+const fatal: OfRun = {
   kind: 'refused',
   fault: { code: 'model.invalid', message: 'changed.' },
   final: true,
 };
-const wedged: Event = { kind: 'wedged', fault: { code: 'sidecar.exited', message: 'silent.' } };
+const info = { model: 'ab' } as SidecarInfo;
+const peer = { endpoint: 'tcp://127.0.0.1:1', serverKey: 'k' };
 
-const up: Move[] = ['start', 'listening', 'ready'];
-const again: Move[] = ['timeUp', 'listening', 'ready'];
+const up: Move[] = ['start', 'listening', 'loaded', 'answered'];
+const again: Move[] = ['timeUp', 'listening', 'loaded', 'answered'];
+
+interface After {
+  state: State;
+  effects: Effect[];
+  kinds: string[];
+}
 
 /** Feed moves from the beginning; return where we end, and the effects of the last one. */
-function after(...moves: Move[]): { state: State; effects: Effect[]; kinds: string[] } {
+function after(...moves: Move[]): After {
+  return play(POLICY, ...moves);
+}
+
+function play(policy: Policy, ...moves: Move[]): After {
   let state: State = initial('auto');
   let effects: Effect[] = [];
   let at = 0;
@@ -38,8 +54,8 @@ function after(...moves: Move[]): { state: State; effects: Effect[]; kinds: stri
       at += move;
       continue;
     }
-    const event = typeof move === 'string' ? ({ kind: move } as Event) : move;
-    [state, ...effects] = next(state, event, POLICY, at);
+    const event = typeof move === 'string' ? { kind: move, peer, info } : move;
+    [state, ...effects] = next(state, { run: state.run, ...event } as Event, policy, at);
   }
   return { state, effects, kinds: effects.map((effect) => effect.kind) };
 }
@@ -49,14 +65,17 @@ function waits(...moves: Move[]): number | undefined {
   return timer?.ms;
 }
 
-test('is ready only once the child has said so', () => {
+test('is ready only once the child has said so, and has answered', () => {
   assert.equal(after('start').state.kind, 'starting');
   assert.equal(after('start', 'listening').state.kind, 'starting');
+  assert.equal(after('start', 'listening', 'loaded').state.kind, 'starting');
+  assert.equal(after('start', 'listening', 'answered').state.kind, 'starting');
   assert.equal(after(...up).state.kind, 'ready');
 });
 
-test('calls are admitted when it is ready', () => {
-  assert.deepEqual(after(...up).kinds, ['clearTimer', 'admit']);
+test('calls are sent when it is ready, and its heartbeat begins', () => {
+  assert.deepEqual(after(...up).kinds, ['setTimer', 'flush']);
+  assert.equal(waits(...up), POLICY.heartbeat.intervalMs);
 });
 
 test('a child that never answers is killed', () => {
@@ -79,6 +98,7 @@ test('a crash before it was ever ready is a failure, with its last words', () =>
   assert.ok(state.kind === 'failed');
   assert.equal(state.fault.code, 'sidecar.exited');
   assert.match(state.fault.message, /exit code 1.*boom/);
+  assert.equal(state.fault.retryable, false);
 });
 
 test('a crash fails the calls in flight before it waits to restart', () => {
@@ -88,8 +108,8 @@ test('a crash fails the calls in flight before it waits to restart', () => {
 test('restarts wait 0.25, 1, 4 and 15 s, a fifth more or less', () => {
   const four = [crash, ...again, crash, ...again, crash, ...again, crash];
   assert.equal(waits(...up, ...four.slice(0, 1)), 250);
-  assert.equal(waits(...up, ...four.slice(0, 5)), 1000);
-  assert.equal(waits(...up, ...four.slice(0, 9)), 4000);
+  assert.equal(waits(...up, ...four.slice(0, 6)), 1000);
+  assert.equal(waits(...up, ...four.slice(0, 11)), 4000);
   assert.equal(waits(...up, ...four), 15_000);
   const timer = after(...up, crash).effects.at(-1);
   assert.equal(timer?.kind === 'setTimer' && timer.jitter, 0.2);
@@ -102,7 +122,7 @@ test('the fifth crash within three minutes opens the circuit, and all calls fail
   assert.ok(state.kind === 'failed');
   assert.equal(state.fault.code, 'sidecar.failed');
   assert.deepEqual(state.fault.stderr, ['Traceback', 'boom']);
-  assert.deepEqual(kinds, ['failAll', 'clearTimer']);
+  assert.deepEqual(kinds, ['disconnect', 'failAll', 'clearTimer', 'log']);
 });
 
 test('a crash three minutes ago is forgotten', () => {
@@ -125,13 +145,29 @@ test('a child that says why it gives up is not tried again', () => {
 });
 
 test('a child that gives up has a moment to go, then is killed', () => {
-  assert.equal(waits('start', fatal), POLICY.farewellMs);
+  assert.equal(waits('start', fatal), POLICY.exitGraceMs);
   assert.deepEqual(after('start', fatal, 'timeUp').kinds, ['kill']);
 });
 
-test('a wedged child is killed at once, its calls fail at once, and it is restarted', () => {
-  assert.deepEqual(after(...up, wedged).kinds, ['disconnect', 'clearTimer', 'kill']);
-  assert.equal(after(...up, wedged, nativeCrash).state.kind, 'restarting');
+test('a ready child is asked for a heartbeat, again and again', () => {
+  assert.deepEqual(after(...up, 'timeUp').effects, [
+    { kind: 'hello', timeoutMs: POLICY.heartbeat.timeoutMs, run: 1 },
+  ]);
+  assert.equal(waits(...up, 'timeUp', 'answered'), POLICY.heartbeat.intervalMs);
+  const error = { kind: 'answered' } as const; // it could not do it, but it lives
+  assert.equal(waits(...up, 'timeUp', error), POLICY.heartbeat.intervalMs);
+});
+
+test('a silent child is killed at once, its calls fail at once, and it is restarted', () => {
+  assert.deepEqual(after(...up, 'silent').kinds, ['disconnect', 'log', 'clearTimer', 'kill']);
+  assert.equal(after(...up, 'silent', nativeCrash).state.kind, 'restarting');
+});
+
+test('a child that sleeps with the computer is not asked, and not killed for its silence', () => {
+  assert.deepEqual(after(...up, 'suspended').kinds, ['clearTimer']);
+  assert.deepEqual(after(...up, 'timeUp', 'suspended', 'silent').kinds, []);
+  assert.deepEqual(after(...up, 'timeUp', 'suspended', 'answered').kinds, ['clearTimer']);
+  assert.equal(waits(...up, 'suspended', 'resumed'), POLICY.heartbeat.intervalMs);
 });
 
 test('a restart that hangs is killed and counts as a crash', () => {
@@ -147,6 +183,7 @@ test('a crash in machine code turns the kernels off, once, and says so', () => {
   assert.deepEqual(after(...up, nativeCrash, 'timeUp').effects[0], {
     kind: 'spawn',
     kernels: 'off',
+    run: 2,
   });
   assert.ok(!after(...up, nativeCrash, ...again, nativeCrash).kinds.includes('kernelsOff'));
 });
@@ -157,8 +194,8 @@ test('kernels that crash on the very first start do not keep the app from starti
 });
 
 test('stop asks the child to shut down, then closes its stdin, then kills it, within 5 s', () => {
-  assert.deepEqual(after(...up, 'stop').kinds, ['shutdown', 'failAll', 'setTimer']);
-  assert.deepEqual(after(...up, 'stop', 'timeUp').kinds, ['terminate', 'setTimer']);
+  assert.deepEqual(after(...up, 'stop').kinds, ['failAll', 'shutdown', 'setTimer']);
+  assert.deepEqual(after(...up, 'stop', 'timeUp').kinds, ['failAll', 'terminate', 'setTimer']);
   assert.deepEqual(after(...up, 'stop', 'timeUp', 'timeUp').kinds, ['failAll', 'kill', 'setTimer']);
   assert.equal(after(...up, 'stop', 'timeUp', 'timeUp', 'timeUp').state.kind, 'closed');
   const total = [['stop'], ['stop', 'timeUp'], ['stop', 'timeUp', 'timeUp']] as const;
@@ -172,7 +209,7 @@ test('an exit that was asked for is not a crash', () => {
 test('stop while waiting to restart starts nothing', () => {
   const { state, kinds } = after(...up, crash, 'stop');
   assert.equal(state.kind, 'closed');
-  assert.deepEqual(kinds, ['failAll', 'clearTimer']);
+  assert.deepEqual(kinds, ['disconnect', 'failAll', 'clearTimer']);
 });
 
 test('closed is for good', () => {

@@ -1,7 +1,8 @@
-/** DEALER socket ⇄ frames, CURVE keys. The only file that imports zeromq. */
+/** DEALER socket ⇄ frames, CURVE keys. The only file that imports zeromq. Knows no requests. */
 
 import type * as zmq from 'zeromq';
 import { SidecarError } from './errors.js';
+import type { Peer } from './handshake.js';
 
 type Zmq = typeof zmq;
 
@@ -11,9 +12,10 @@ export interface Keys {
   readonly secretKey: string;
 }
 
-export interface Peer {
-  readonly endpoint: string;
-  readonly serverKey: string;
+/** What a connection tells. `broken` is called at most once, and not after `close`. */
+export interface ConnectionListener {
+  message(frames: Uint8Array[]): void;
+  broken(error: unknown): void;
 }
 
 /** Loads the native library when the first sidecar is started, not when an app imports us. */
@@ -45,56 +47,55 @@ export class Transport {
     return this.#zmq.curveKeyPair();
   }
 
-  /** `onBroken` is called at most once, and not after `close`. */
-  connect(
-    peer: Peer,
-    keys: Keys,
-    onMessage: (frames: Uint8Array[]) => void,
-    onBroken: (error: unknown) => void,
-  ): Connection {
+  connect(peer: Peer, keys: Keys, listener: ConnectionListener): Connection {
     const socket = new this.#zmq.Dealer({
       linger: 0, // what the sidecar has not taken when we close, it need not take
       curveServerKey: peer.serverKey,
       curvePublicKey: keys.publicKey,
       curveSecretKey: keys.secretKey,
-      sendHighWaterMark: 0, // calls.ts and the sidecar's own queue set the bounds
-      receiveHighWaterMark: 0,
+      // What ZeroMQ holds cannot be taken back: one message, the rest waits here.
+      sendHighWaterMark: 1,
+      receiveHighWaterMark: 0, // calls.ts and the sidecar's own queue set the bounds
     });
     socket.connect(peer.endpoint);
-    return new Connection(socket, onMessage, onBroken);
+    return new Connection(socket, listener);
   }
 }
 
-/** Messages leave in the order of `send`. ZeroMQ reads their memory later: it must not be touched again. */
+/**
+ * Messages leave in the order of `send`, urgent ones first, as the sidecar takes them. ZeroMQ reads their
+ * memory later: it must not be touched again.
+ */
 export class Connection {
   readonly #socket: zmq.Dealer;
-  readonly #onBroken: (error: unknown) => void;
-  readonly #outgoing: Uint8Array[][] = [];
+  readonly #listener: ConnectionListener;
+  readonly #urgent = new Set<readonly Uint8Array[]>();
+  readonly #waiting = new Set<readonly Uint8Array[]>();
   #sending = false;
 
-  constructor(
-    socket: zmq.Dealer,
-    onMessage: (frames: Uint8Array[]) => void,
-    onBroken: (error: unknown) => void,
-  ) {
+  constructor(socket: zmq.Dealer, listener: ConnectionListener) {
     this.#socket = socket;
-    this.#onBroken = onBroken;
-    void this.#receive(onMessage);
+    this.#listener = listener;
+    void this.#receive();
   }
 
-  send(frames: Uint8Array[]): void {
-    this.#outgoing.push(frames);
+  /** The returned function takes the message back, and says whether it had not left yet. */
+  send(frames: readonly Uint8Array[], urgent: boolean): () => boolean {
+    const queue = urgent ? this.#urgent : this.#waiting;
+    queue.add(frames);
     if (!this.#sending) void this.#flush();
+    return () => queue.delete(frames);
   }
 
   close(): void {
-    this.#outgoing.length = 0;
+    this.#urgent.clear();
+    this.#waiting.clear();
     this.#socket.close();
   }
 
-  async #receive(onMessage: (frames: Uint8Array[]) => void): Promise<void> {
+  async #receive(): Promise<void> {
     try {
-      for await (const frames of this.#socket) onMessage(frames);
+      for await (const frames of this.#socket) this.#listener.message(frames);
     } catch (error) {
       this.#broken(error);
     }
@@ -103,8 +104,8 @@ export class Connection {
   async #flush(): Promise<void> {
     this.#sending = true;
     try {
-      for (let frames = this.#outgoing.shift(); frames; frames = this.#outgoing.shift()) {
-        await this.#socket.send(frames);
+      for (let frames = this.#next(); frames; frames = this.#next()) {
+        await this.#socket.send([...frames]);
       }
     } catch (error) {
       this.#broken(error);
@@ -113,9 +114,19 @@ export class Connection {
     }
   }
 
+  #next(): readonly Uint8Array[] | undefined {
+    for (const queue of [this.#urgent, this.#waiting]) {
+      for (const frames of queue) {
+        queue.delete(frames);
+        return frames;
+      }
+    }
+    return undefined;
+  }
+
   #broken(error: unknown): void {
     if (this.#socket.closed) return;
     this.close();
-    this.#onBroken(error);
+    this.#listener.broken(error);
   }
 }

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { ending } from '../src/process.js';
+import { ending } from '../src/child.js';
 import { POLICY } from '../src/supervisor.js';
 import type { Asked } from './fake.js';
 import { lives, reached, startFake } from './fake.js';
@@ -117,7 +117,8 @@ test('all calls in flight reject when the sidecar dies, and later ones wait for 
   const rejected = Promise.all(
     calls.map((call) => assert.rejects(call, { code: 'sidecar.exited' })),
   );
-  await sidecar.stats(); // they have been sent: this one is answered after them
+  await new Promise((resolve) => setImmediate(resolve));
+  await sidecar.stats(); // they have been sent: this one follows them
   process.kill(sidecar.pid as number, 'SIGKILL');
   await rejected;
   assert.equal((await sidecar.stats()).state, 'ready');
@@ -205,6 +206,7 @@ test('close ends the process, and rejects what is in flight', async (t) => {
   const sidecar = await startFake(t, 'never-answers');
   const pid = sidecar.pid as number;
   const call = assert.rejects(sidecar.encode({ image }), { code: 'sidecar.closed' });
+  await new Promise((resolve) => setImmediate(resolve));
   await sidecar.stats();
   await sidecar.close();
   await call;
