@@ -9,7 +9,7 @@ BRIDGE := electron_bridge/dist/.built
 DEMO := .work/demo-model
 TINY := .work/tiny-model
 
-.PHONY: install kernels demo test check freeze bench profile soak fuzz lock npm bundlers clean
+.PHONY: install kernels demo test check freeze bench profile soak fuzz lock npm packed bundlers clean
 
 install: .venv/.installed $(BRIDGE) kernels
 
@@ -82,6 +82,10 @@ fuzz: install
 npm: install freeze $(DEMO)/manifest.json
 	node packaging/npm.mjs dist/vision-sidecar $(DEMO)
 	node packaging/npm_check.mjs examples/ecg.png
+
+# The example app, packed from those tarballs by electron-builder and by Forge's packager, encodes.
+packed:
+	node packaging/electron/check.mjs examples/ecg.png
 
 # The bridge inside bundles of esbuild, Vite and webpack, with the frozen program.
 bundlers: install $(TINY)

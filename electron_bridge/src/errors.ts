@@ -36,6 +36,7 @@ export const BRIDGE_CODES = [
   'bridge.transport_missing',
   'model.not_found',
   'model.mismatch',
+  'model.download_failed',
   'request.timeout',
   'ipc.forbidden',
 ] as const;

@@ -1,6 +1,7 @@
 /** The public API for an app's main process, and nothing else. */
 
 export type { Allow, FrameLike } from './allow.js';
+export { type FetchModelOptions, fetchModel } from './download.js';
 export { type AppLike, closeBeforeQuit, followPower, type PowerMonitorLike } from './electron.js';
 export { type ErrorCode, type Fault, SidecarError } from './errors.js';
 export {

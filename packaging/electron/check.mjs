@@ -1,10 +1,11 @@
-// Packs the example app with electron-builder around a stand-in for Electron's binary, and lets a
-// Node process start the packed sidecar with the packed bridge, as the app would.
+// Packs the example app, from the tarballs in dist/npm, around a stand-in for Electron's binary: with electron-builder, and
+// with the packager of Electron Forge. Then a Node process starts the packed sidecar with the packed bridge, as the app would;
+// once with the bridge as a package, once inside a main process that Vite bundled.
 //
-//     node packaging/electron/check.mjs SIDECAR MODEL IMAGE
+//     node packaging/electron/check.mjs IMAGE
 //
-// Electron's own binary comes from outside the npm registry; Node's takes its place. What this
-// cannot show is Electron itself: its windows, its patched file system, its sandbox.
+// Electron's own binary comes from outside the npm registry; Node's takes its place. What this cannot show is Electron
+// itself: its windows, its patched file system, its sandbox.
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
@@ -17,67 +18,169 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs';
-import { createRequire } from 'node:module';
+import { builtinModules, createRequire } from 'node:module';
 import path from 'node:path';
-import { fileURLToPath } from 'node:url';
 
-const here = path.dirname(fileURLToPath(import.meta.url));
+const here = import.meta.dirname;
 const root = path.resolve(here, '..', '..');
 const work = path.join(root, '.work', 'electron-app');
 const app = path.join(work, 'app');
-const dist = path.join(work, 'electron');
-const [sidecar, model, image] = process.argv.slice(2).map((each) => path.resolve(each));
-assert(image, 'usage: node packaging/electron/check.mjs SIDECAR MODEL IMAGE');
+const electron = path.join(work, 'electron');
+const tarballs = path.join(root, 'dist', 'npm');
+const [image] = process.argv.slice(2).map((each) => path.resolve(each));
+assert(image, 'usage: node packaging/electron/check.mjs IMAGE');
+assert(existsSync(tarballs), 'expected tarballs in dist/npm; found none. Type: make npm');
+const VERSION = '45.4.1';
+const BUNDLE = 'encode.bundle.cjs';
 
 prepareApp();
 prepareStandIn();
-execFileSync(
-  path.join(app, 'node_modules/.bin/electron-builder'),
-  ['--dir', '--linux', '-c.electronDist', dist],
-  { cwd: app, stdio: 'inherit' },
-);
-const resources = path.join(app, 'release', 'linux-unpacked', 'resources');
-checkFolders();
-const unpacked = extract();
-checkArchive();
-encodeAsTheApp();
+const require = createRequire(path.join(app, 'package.json'));
+const installed = (name) => path.join(app, 'node_modules', name);
+const program = installed(`electron-vision-sidecar-${process.platform}-${process.arch}`);
+const model = installed('electron-vision-sidecar-demo-model');
+await bundle();
+await electronBuilder();
+await forge();
 
+/** The example with the three packages, as `npm install` leaves them. */
 function prepareApp() {
   rmSync(app, { recursive: true, force: true });
   cpSync(here, app, { recursive: true });
   rmSync(path.join(app, 'check.mjs'));
-  cpSync(sidecar, path.join(app, 'vision-sidecar'), { recursive: true, verbatimSymlinks: true });
-  cpSync(model, path.join(app, 'vision-model'), { recursive: true });
-  const bridge = path.join(root, 'electron_bridge');
-  const packed = JSON.parse(
-    npm(bridge, 'pack', '--json', '--ignore-scripts', '--pack-destination', work),
-  );
-  npm(
-    app,
-    'install',
-    '--ignore-scripts',
-    '--no-audit',
-    '--no-fund',
-    path.join(work, packed[0].filename),
+  const packages = readdirSync(tarballs).map((name) => path.join(tarballs, name));
+  npm(app, 'install', '--ignore-scripts', '--no-audit', '--no-fund', ...packages);
+  writeFileSync(
+    path.join(app, 'encode.js'),
+    `import { VisionSidecar } from 'electron-vision-sidecar';
+VisionSidecar.start().then(async (sidecar) => {
+  const { attentionScores } = await sidecar.encode({ path: process.env.IMAGE });
+  await sidecar.close();
+  console.log(attentionScores.shape.join());
+});
+`,
   );
 }
 
 /** A folder shaped like Electron's release for Linux. */
 function prepareStandIn() {
-  rmSync(dist, { recursive: true, force: true });
-  mkdirSync(path.join(dist, 'resources'), { recursive: true });
-  mkdirSync(path.join(dist, 'locales'));
-  cpSync(process.execPath, path.join(dist, 'electron'), { dereference: true });
+  rmSync(electron, { recursive: true, force: true });
+  mkdirSync(path.join(electron, 'resources'), { recursive: true });
+  mkdirSync(path.join(electron, 'locales'));
+  cpSync(process.execPath, path.join(electron, 'electron'), { dereference: true });
   for (const name of ['LICENSE', 'LICENSES.chromium.html', 'version']) {
-    writeFileSync(path.join(dist, name), '');
+    writeFileSync(path.join(electron, name), '');
   }
 }
 
+/** A main process in one file, as electron-vite and Forge's plugin make it. */
+async function bundle() {
+  const vite = path.dirname(require.resolve('vite/package.json'));
+  const { build } = await import(path.join(vite, 'dist/node/index.js'));
+  await build({
+    root: app,
+    configFile: false,
+    logLevel: 'warn',
+    resolve: { conditions: ['node'], mainFields: ['module', 'jsnext:main', 'jsnext'] },
+    build: {
+      outDir: path.join(work, 'bundle'),
+      lib: { entry: path.join(app, 'encode.js'), formats: ['cjs'], fileName: () => BUNDLE },
+      rollupOptions: {
+        external: ['electron', ...builtinModules.flatMap((name) => [name, `node:${name}`])],
+      },
+    },
+  });
+  cpSync(path.join(work, 'bundle', BUNDLE), path.join(app, BUNDLE));
+}
+
+async function electronBuilder() {
+  const words = [
+    '--dir',
+    '--linux',
+    '--config',
+    'electron-builder.cjs',
+    '-c.electronDist',
+    electron,
+  ];
+  execFileSync(installed('.bin/electron-builder'), words, { cwd: app, stdio: 'inherit' });
+  const resources = path.join(app, 'release', 'linux-unpacked', 'resources');
+  checkFolders(resources);
+  const unpacked = extract(resources);
+  assert(existsSync(path.join(unpacked, 'main.cjs')));
+  for (const left of ['vision-sidecar', 'vision-model'])
+    assert(!existsSync(path.join(unpacked, left)), left);
+  for (const left of [program, model, installed('zeromq/src')]) {
+    assert(!existsSync(path.join(unpacked, path.relative(app, left))), `${left} is in app.asar`);
+  }
+  encode('electron-builder', resources, unpacked, `require('electron-vision-sidecar')`);
+  encode('electron-builder, bundled by Vite', resources, unpacked);
+  rmSync(path.join(app, 'release'), { recursive: true });
+}
+
+/** The part of Forge that applies `packagerConfig` and its hook; with the Vite plugin's kind of app, which has no node_modules. */
+async function forge() {
+  const { withVisionSidecar } = require('electron-vision-sidecar/forge');
+  const { packager } = await import(require.resolve('@electron/packager'));
+  execFileSync('python3', ['-m', 'zipfile', '-c', zip(), ...readdirSync(electron)], {
+    cwd: electron,
+  });
+  for (const vite of [false, true]) {
+    const plugins = vite ? [{ name: 'vite' }] : [];
+    const config = withVisionSidecar({ plugins }, { projectDir: app });
+    const own = vite
+      ? {
+          ignore: (file) =>
+            file !== '' && !/^\/(package\.json|main\.cjs|encode\.bundle\.cjs)$/.test(file),
+        }
+      : {};
+    const [made] = await packager({
+      dir: app,
+      out: path.join(work, vite ? 'forge-vite' : 'forge'), // @electron/asar remembers archives by name
+      overwrite: true,
+      quiet: true,
+      prune: !vite,
+      electronVersion: VERSION,
+      electronZipDir: work,
+      afterCopy: [
+        (...copied) => {
+          const done = copied.pop();
+          config.hooks.packageAfterCopy(undefined, ...copied).then(() => done(), done);
+        },
+      ],
+      ...config.packagerConfig,
+      ...own,
+    });
+    const resources = path.join(made, 'resources');
+    checkFolders(resources);
+    const unpacked = extract(resources);
+    assert(
+      !existsSync(path.join(unpacked, path.relative(app, program), 'vision-sidecar')),
+      'the program is in app.asar',
+    );
+    if (vite) encode('Forge, bundled by Vite', resources, unpacked);
+    else encode('Forge', resources, unpacked, `require('electron-vision-sidecar')`);
+  }
+}
+
+function zip() {
+  return path.join(work, `electron-v${VERSION}-${process.platform}-${process.arch}.zip`);
+}
+
 /** Sidecar and model lie where the bridge looks, whole, and what may be run may still be run. */
-function checkFolders() {
-  assert.deepEqual(listing(path.join(resources, 'vision-sidecar')), listing(sidecar));
-  assert.deepEqual(listing(path.join(resources, 'vision-model')), listing(model));
+function checkFolders(resources) {
+  assert.deepEqual(
+    listing(path.join(resources, 'vision-sidecar')),
+    listing(path.join(program, 'vision-sidecar')),
+  );
+  assert.deepEqual(
+    listing(path.join(resources, 'vision-model')),
+    listing(path.join(model, 'vision-model')),
+  );
   assert(statSync(path.join(resources, 'vision-sidecar', 'vision-sidecar')).mode & 0o111);
+  const libraries = listing(path.join(resources, 'app.asar.unpacked')).map(([name]) => name);
+  const own = path.join('node_modules/zeromq/build', process.platform, process.arch);
+  assert(libraries.length > 0);
+  for (const name of libraries) assert(name.startsWith(own) && name.endsWith('.node'), name);
 }
 
 /** Every file with its size and whether it may be run. */
@@ -89,46 +192,36 @@ function listing(folder) {
     .sort();
 }
 
-function extract() {
-  const asar = createRequire(path.join(app, 'package.json'))('@electron/asar');
+function extract(resources) {
   const out = path.join(work, 'extracted');
   rmSync(out, { recursive: true, force: true });
-  asar.extractAll(path.join(resources, 'app.asar'), out);
+  require('@electron/asar').extractAll(path.join(resources, 'app.asar'), out);
   return out;
 }
 
-/** The archive holds the app and the bridge; libraries lie outside, and only this system's. */
-function checkArchive() {
-  assert(existsSync(path.join(unpacked, 'main.cjs')));
-  for (const left of ['vision-sidecar', 'vision-model', 'node_modules/zeromq/src']) {
-    assert(!existsSync(path.join(unpacked, left)), `${left} is in app.asar`);
-  }
-  const outside = path.join(resources, 'app.asar.unpacked');
-  const libraries = listing(outside).map(([name]) => name);
-  const own = path.join('node_modules/zeromq/build', process.platform, process.arch);
-  assert(libraries.length > 0);
-  for (const name of libraries) assert(name.startsWith(own) && name.endsWith('.node'), name);
-  console.log(`${libraries.length} unpacked libraries:\n  ${libraries.join('\n  ')}`);
-}
-
-/** The packed program, which is Node here, is told what Electron would tell it, and encodes. */
-function encodeAsTheApp() {
-  const program = path.join(path.dirname(resources), 'vision-example');
+/** A Node process is told what Electron would tell it, and encodes: with the bridge's package, or with the bundle. */
+function encode(what, resources, unpacked, bridge) {
+  const start = bridge
+    ? `const { VisionSidecar } = ${bridge};
+       VisionSidecar.start().then(async (sidecar) => {
+         const { attentionScores } = await sidecar.encode({ path: process.env.IMAGE });
+         await sidecar.close();
+         console.log(attentionScores.shape.join());
+       });`
+    : `require('./${BUNDLE}')`;
   const code = `
-    Object.defineProperty(process, 'versions', { value: { ...process.versions, electron: '45.4.1' } });
+    Object.defineProperty(process, 'versions', { value: { ...process.versions, electron: '${VERSION}' } });
     process.resourcesPath = ${JSON.stringify(resources)};
-    const { VisionSidecar } = require('electron-vision-sidecar');
-    VisionSidecar.start().then(async (sidecar) => {
-      const { pooledEmbedding, attentionScores } = await sidecar.encode({ path: process.argv[1] });
-      await sidecar.close();
-      console.log(JSON.stringify([attentionScores.shape, pooledEmbedding.shape]));
-    });`;
-  const out = execFileSync(program, ['-e', code, image], { cwd: unpacked, encoding: 'utf8' });
-  const [scores, pooled] = JSON.parse(out.trim().split('\n').at(-1));
-  assert.deepEqual(scores, [1, 256]);
-  assert.equal(pooled.length, 2);
+    ${start}`;
+  const env = { ...process.env, IMAGE: image };
+  const out = execFileSync(process.execPath, ['-e', code], {
+    cwd: unpacked,
+    env,
+    encoding: 'utf8',
+  });
+  assert.equal(out.trim().split('\n').at(-1), '1,256');
   console.log(
-    `the packed app's bridge started ${path.join(resources, 'vision-sidecar')} and encoded an image`,
+    `${what}: the packed bridge started ${path.relative(root, resources)}/vision-sidecar and encoded an image`,
   );
 }
 
