@@ -49,10 +49,13 @@ def with_sidecar(
 ) -> tuple[Infer, Notes]:
     """The session that we ship; `options` say `kernels`, as on the sidecar's command line."""
     from sidecar import engine, manifest
+    from sidecar.model_files import ModelFiles
 
     directory = Path(model["path"])
     described = manifest.read(directory)
-    session, kernels = engine.select(directory, described, threads, options["kernels"])
+    with ModelFiles(directory, described) as files:
+        session, choice = engine.select(files, threads, options["kernels"])
+    kernels = choice.custom_ops
 
     def infer(pixels: Array) -> list[Array]:
         found = session.run(pixels)

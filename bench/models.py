@@ -24,7 +24,7 @@ from build.pipeline import Step
 from build.recipes import RECIPES, Choice
 from build.reference import Projection, geometry
 from build.validate import Validate
-from sidecar import manifest
+from sidecar import model_files
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / ".work" / "bench"
@@ -50,7 +50,7 @@ def recipe(name: str, source: tuple[Step, Path], random: bool) -> Found:
             replace(step, images=FEW) if isinstance(step, Validate) else step for step in steps
         ]
     made = _chain(source, steps)
-    described = manifest.load(made)
+    described = model_files.load(made)
     return {
         "path": str(made),
         "graph": str(made / described.graph),

@@ -32,7 +32,7 @@ from build.images import Folder  # noqa: E402
 from build.package import tools  # noqa: E402
 from build.recipes import RECIPES, Choice  # noqa: E402
 from build.validate import REPORT, Bars  # noqa: E402
-from sidecar import manifest  # noqa: E402
+from sidecar import manifest, model_files  # noqa: E402
 from sidecar.errors import ModelInvalid  # noqa: E402
 
 # After the import of torch, which sets levels of its own: its exporter warns of nothing of ours.
@@ -127,7 +127,7 @@ def _is_current(out: Path, key: str) -> bool:
     try:
         if json.loads((out / REPORT).read_text("utf-8")).get(KEY) != key:
             return False
-        manifest.load(out)
+        model_files.load(out)
     except (OSError, ValueError, ModelInvalid):
         return False
     return True

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar import engine, heatmap, images, norms, priority
-from sidecar.engine import CustomOps
+from sidecar.engine import Choice
 from sidecar.errors import RequestUnsupported, TensorNotFinite, TensorShape
 from sidecar.job import (
     HEATMAP_PNG,
@@ -21,7 +21,8 @@ from sidecar.job import (
     Rgb,
     Tensor,
 )
-from sidecar.manifest import Manifest, check_files
+from sidecar.manifest import Manifest
+from sidecar.model_files import ModelFiles
 from sidecar.session import Run, Session
 from sidecar.settings import Settings
 
@@ -54,15 +55,15 @@ class Encoding:
 
 
 class Encoder:
-    """A session and the manifest that says how to feed it."""
+    """A session, why it is that one, and the manifest that says how to feed it."""
 
     def __init__(
-        self, session: Session, manifest: Manifest, max_pixels: int, custom_ops: CustomOps
+        self, session: Session, choice: Choice, manifest: Manifest, max_pixels: int
     ) -> None:
         self.session = session
+        self.choice = choice
         self.manifest = manifest
         self.max_pixels = max_pixels
-        self.custom_ops = custom_ops
 
     def encode(self, job: Job) -> Encoding:
         """`prepare`, then `infer`."""
@@ -176,12 +177,14 @@ class Encoder:
 
 def load(manifest: Manifest, settings: Settings) -> Encoder:
     """Check every file of the model directory against its manifest, and load the best graph that
-    works on this machine. Raises ModelInvalid.
+    computes on this machine what it computed where it was built. Raises ModelInvalid,
+    ModelUnfaithful, ResourcesExhausted.
     """
-    check_files(manifest, settings.model)
     threads = settings.threads or priority.physical_cores()
-    session, custom_ops = engine.select(settings.model, manifest, threads, settings.kernels)
-    return Encoder(session, manifest, settings.limits.max_pixels, custom_ops)
+    with ModelFiles(settings.model, manifest) as files:
+        session, choice = engine.select(files, threads, settings.kernels)
+        files.check_unchanged()
+    return Encoder(session, choice, manifest, settings.limits.max_pixels)
 
 
 def _shape(shape: Sequence[int]) -> str:

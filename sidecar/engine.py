@@ -1,24 +1,36 @@
-"""Which graph is run: one with our custom ops where it proves itself, else the plain one.
+"""Which graph is run: the fastest that computes the right numbers on this very CPU.
 
-They share their weights. The model directory holds what the plain graph made of a golden input, and
-another graph must make the same of it, on this very CPU, before it is trusted with an image.
+Every graph is checked before it is trusted with an image: two runs of a golden input must be equal,
+and agree with what the plain graph gave where the model was built. Graphs with our custom ops come
+first, the plain one last; they share their weights. Arm's KleidiAI kernels in onnxruntime have
+given wrong numbers on some CPUs (onnxruntime#26669, #31569), so what fails is tried without them,
+and the plain graph at last on one thread.
 """
 
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from sidecar import custom_ops
 from sidecar.custom_ops import CustomOpsUnavailable
-from sidecar.errors import ModelInvalid
-from sidecar.job import FloatArray, PixelValues
-from sidecar.manifest import Manifest
+from sidecar.errors import ModelInvalid, ModelUnfaithful, exhausted
+from sidecar.job import OUTPUTS, FloatArray, PixelValues
+from sidecar.manifest import REBUILD, TOKENS, CustomOpsGraph, Manifest
+from sidecar.model_files import ModelFiles
+from sidecar.onnx_files import external_files
 from sidecar.session import Session
 
-# Between two graphs of one model; a custom op that is wrong on a CPU is wrong by far more.
+# Between two graphs of one model; a kernel that is wrong on a CPU is wrong by far more.
 POOLED_COSINE = 0.995
 HEATMAP_R = 0.99
+
+RECORDED = ("pooled_embedding", "attention_scores")
+MAX_RECORD_BYTES = 2**22
+HEADER_BYTES = 4096  # of an array in a golden record, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,63 +41,148 @@ class CustomOps:
     why: str
 
 
-def select(
-    model: Path, manifest: Manifest, threads: int, kernels: str = "auto"
-) -> tuple[Session, CustomOps]:
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What the golden input gave. `difference` says what is wrong with that; empty means nothing.
+
+    `pooled_cosine` and `heatmap_r` compare with the record; None where the model has no record, or
+    the runs did not come that far.
+    """
+
+    difference: str = ""
+    pooled_cosine: float | None = None
+    heatmap_r: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The graph that runs, and how: its threads (0: one per physical core) and whether with
+    KleidiAI.
+    """
+
+    graph: str
+    threads: int
+    kleidiai: bool
+    check: Check
+    custom_ops: CustomOps
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    graph: str
+    threads: int
+    kleidiai: bool
+    custom: CustomOpsGraph | None = None
+
+
+def select(files: ModelFiles, threads: int, kernels: str = "auto") -> tuple[Session, Choice]:
     """Load the best graph of the model directory that works here; `kernels` is auto or off, and
-    `threads` 0 means one per physical core. Raises ModelInvalid.
+    `threads` 0 means one per physical core. Raises ModelInvalid, ModelUnfaithful,
+    ResourcesExhausted.
     """
-    if kernels == "off":
-        why = "they were switched off with --kernels off."
-    else:
-        why = "the model directory has no graph for them."
-        for candidate in manifest.kernels:
-            try:
-                variant = custom_ops.variant(candidate.operators)
-                session = Session(model / candidate.graph, threads, custom_ops=True)
-            except CustomOpsUnavailable as error:
-                why = str(error)
-                continue
-            except ModelInvalid:
-                why = "onnxruntime does not load the graph for them."
-                continue
-            difference = check(session, manifest, model)
-            if not difference:
-                return session, CustomOps(
-                    True,
-                    f"this CPU has {variant} for {' and '.join(candidate.operators)}, and the "
-                    "golden input came out as recorded.",
+    manifest = files.manifest
+    recorded = read_record(files)
+    why = (
+        "they were switched off with --kernels off."
+        if kernels == "off"
+        else "the model directory has no graph for them."
+    )
+    difference = ""
+    for attempt in _attempts(manifest, threads, kernels):
+        try:
+            session, variant = _load(files, attempt)
+        except CustomOpsUnavailable as error:
+            why = str(error)
+            continue
+        except ModelInvalid:
+            if attempt.custom is None:
+                raise
+            why = "onnxruntime does not load the graph for them."
+            continue
+        check = check_session(session, manifest, recorded)
+        if not check.difference:
+            if attempt.custom is not None:
+                names = " and ".join(attempt.custom.operators)
+                why = (
+                    f"this CPU has {variant} for {names}, and the golden input came out as "
+                    "recorded."
                 )
-            del session  # its memory goes before the next graph takes as much
+            used = CustomOps(attempt.custom is not None, why)
+            choice = Choice(attempt.graph, attempt.threads, attempt.kleidiai, check, used)
+            return session, choice
+        del session  # its memory goes before the next graph takes as much
+        difference = check.difference
+        if attempt.custom is not None:
             why = f"the golden input did not come out as recorded: {difference}."
-    return Session(model / manifest.graph, threads), CustomOps(False, why)
+    raise ModelUnfaithful(
+        "the model does not compute on this machine what it computed where it was built, with "
+        f"onnxruntime's default kernels or its plainest ones: {difference}. Report the machine's "
+        "CPU."
+    )
 
 
-def check(session: Session, manifest: Manifest, model: Path) -> str:
-    """Run the golden input. Return why its outputs differ from the recorded ones, or "" if they do
-    not.
+def check_session(
+    session: Session, manifest: Manifest, recorded: dict[str, FloatArray] | None
+) -> Check:
+    """Run the golden input twice, and compare. Raises ModelInvalid where the graph's outputs have
+    other shapes than the manifest says.
     """
-    with np.load(model / manifest.golden, allow_pickle=False) as recorded:
-        pooled, scores = recorded["pooled_embedding"], recorded["attention_scores"]
+    pixel_values = golden_input(min(manifest.resolutions))
     try:
-        outputs = session.run(golden_input(min(manifest.resolutions)))
-    except Exception:  # onnxruntime's exceptions share no base below Exception
-        return "onnxruntime does not get through the graph"
-    cosine = _cosine(outputs["pooled_embedding"], pooled)
-    r = _cosine(_centred(outputs["attention_scores"]), _centred(scores))
+        first, second = session.run(pixel_values), session.run(pixel_values)
+    except Exception as error:  # onnxruntime's exceptions share no base below Exception
+        if shortage := exhausted(error):
+            raise shortage from error
+        return Check("onnxruntime does not get through the graph")
+    for name, shape in _shapes(manifest).items():
+        if first[name].shape != shape:
+            raise ModelInvalid(
+                f"the graph gives {name} of shape {list(first[name].shape)} where the manifest "
+                f"says {list(shape)}. {REBUILD}"
+            )
+    if not all(np.isfinite(array).all() for array in first.values()):
+        return Check("its outputs are not finite numbers")
+    if not all(np.array_equal(first[name], second[name]) for name in OUTPUTS):
+        return Check("two runs of it gave different numbers")
+    if recorded is None:
+        return Check()
+    cosine = _cosine(first["pooled_embedding"], recorded["pooled_embedding"])
+    r = _cosine(_centred(first["attention_scores"]), _centred(recorded["attention_scores"]))
+    difference = ""
     # Written so that NaN is a difference too.
-    if not cosine >= POOLED_COSINE:
-        return f"the cosine of the pooled embeddings is {cosine:.4f}, not {POOLED_COSINE} or more"
     if not r >= HEATMAP_R:
-        return f"the correlation of the heatmaps is {r:.4f}, not {HEATMAP_R} or more"
-    return ""
+        difference = f"the correlation of the heatmaps is {r:.4f}, not {HEATMAP_R} or more"
+    if not cosine >= POOLED_COSINE:
+        difference = (
+            f"the cosine of the pooled embeddings is {cosine:.4f}, not {POOLED_COSINE} or more"
+        )
+    return Check(difference, cosine, r)
+
+
+def read_record(files: ModelFiles) -> dict[str, FloatArray] | None:
+    """What the plain graph gave for the golden input where the model was built: RECORDED, float32;
+    None where the manifest names no record. Raises ModelInvalid.
+    """
+    manifest = files.manifest
+    if not manifest.golden:
+        return None
+    try:
+        with files.content(manifest.golden) as content:
+            data = bytes(content[: MAX_RECORD_BYTES + 1])
+        if len(data) > MAX_RECORD_BYTES:
+            raise ValueError("a file beyond reason")  # noqa: TRY301
+        with zipfile.ZipFile(BytesIO(data)) as archive:
+            return {name: _read(archive, name, _shapes(manifest)[name]) for name in RECORDED}
+    except Exception as error:  # zipfile and numpy raise some ten types on other bytes
+        raise exhausted(error) or ModelInvalid(
+            f"{manifest.golden} is not a golden record of this model. {REBUILD}"
+        ) from error
 
 
 def record(session: Session, side: int, path: Path) -> None:
-    """Write what `check` compares with; the build calls this with the plain graph."""
+    """Write what `read_record` reads; the build calls this with the plain graph."""
     outputs = session.run(golden_input(side))
-    names = ("pooled_embedding", "attention_scores")
-    np.savez(path, allow_pickle=False, **{name: outputs[name] for name in names})
+    np.savez(path, allow_pickle=False, **{name: outputs[name] for name in RECORDED})
 
 
 def golden_input(side: int) -> PixelValues:
@@ -101,13 +198,58 @@ def golden_input(side: int) -> PixelValues:
     return picture[None].astype(np.float32)
 
 
+def _attempts(manifest: Manifest, threads: int, kernels: str) -> Iterator[_Attempt]:
+    custom = manifest.kernels if kernels == "auto" else ()
+    for kleidiai in (True, False):
+        for graph in custom:
+            yield _Attempt(graph.graph, threads, kleidiai, graph)
+        yield _Attempt(manifest.graph, threads, kleidiai)
+    yield _Attempt(manifest.graph, 1, False)
+
+
+def _load(files: ModelFiles, attempt: _Attempt) -> tuple[Session, str]:
+    """The session, and the instruction set of its custom ops."""
+    custom = attempt.custom
+    variant = "" if custom is None else custom_ops.variant(custom.operators)
+    with files.content(attempt.graph) as content:
+        try:
+            external = external_files(content)
+        except ValueError as error:
+            raise ModelInvalid(f"{attempt.graph} is not an ONNX graph. {REBUILD}") from error
+    unlisted = sorted(external - {*files.manifest.files})
+    if unlisted:
+        raise ModelInvalid(
+            f"{attempt.graph} reads weights from a file that the manifest does not list. {REBUILD}"
+        )
+    path = files.path(attempt.graph)
+    return Session(path, attempt.threads, custom is not None, attempt.kleidiai), variant
+
+
+def _shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
+    """The shapes of the outputs for one image."""
+    width = manifest.text_hidden
+    return dict(zip(OUTPUTS, [(1, TOKENS, width), (1, TOKENS), (1, width)], strict=True))
+
+
+def _read(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> FloatArray:
+    """One array of an .npz file; refuses one of another size before it is unpacked."""
+    entry = archive.getinfo(f"{name}.npy")
+    size = 4 * int(np.prod(shape))
+    if not size < entry.file_size <= size + HEADER_BYTES:
+        raise ValueError("an array of another size")
+    stream = BytesIO(archive.read(entry))
+    np.lib.format.read_magic(stream)
+    header = np.lib.format.read_array_header_1_0(stream)  # numpy would allocate what it claims
+    if header != (shape, False, np.dtype(np.float32)):
+        raise ValueError("an array of another shape, order or type")
+    return np.frombuffer(stream.read(size), np.float32).reshape(shape)
+
+
 def _centred(values: FloatArray) -> FloatArray:
     return np.asarray(values - values.mean(), np.float32)
 
 
 def _cosine(a: FloatArray, b: FloatArray) -> float:
-    if a.shape != b.shape:
-        return float("nan")
     x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
     size = float(np.linalg.norm(x) * np.linalg.norm(y))
     return float(x @ y) / size if size > 0 else float((x == y).all())

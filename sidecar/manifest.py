@@ -1,14 +1,14 @@
 """The model directory's manifest: what the model is, and the size and SHA-256 of each of its files.
 
-The build writes it with the same type that reads it here. It knows nothing of ONNX: it vouches for
-files, it does not open them.
+The build writes it with the same type that reads it here. It knows nothing of ONNX;
+`model_files.py` checks the files.
 """
 
 import json
 import math
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -22,6 +22,12 @@ GRID = 16  # every image becomes GRID x GRID tokens
 TOKENS = GRID * GRID
 RESAMPLES = ("nearest", "bilinear", "bicubic", "lanczos")
 MAX_BYTES = 2**20  # of the manifest itself
+MAX_FILES = 64
+MAX_SIDE = 16_384  # pixels
+MAX_WHOLE = 2**53
+MAX_LEVEL = 1e6  # of a normalised pixel
+
+_JSON = {dict: "an object", list: "a list", str: "text", int: "a whole number", float: "a number"}
 
 REBUILD = "Build the model directory again with `python -m build`, or copy it again."
 
@@ -116,48 +122,17 @@ def read(directory: Path) -> Manifest:
         raise ModelInvalid(f"{NAME} is not JSON. {REBUILD}") from error
     if not isinstance(fields, dict):
         raise ModelInvalid(f"{NAME} is not a JSON object. {REBUILD}")
-    if fields.get("format") != FORMAT:
+    if type(fields.get("format")) is not int or fields["format"] != FORMAT:
         raise ModelInvalid(
-            f"{NAME} has format {fields.get('format')!r}; this sidecar reads format {FORMAT}. "
-            "Use the sidecar and the model directory that were released together."
+            f"{NAME} has format {_short(fields.get('format'))}; this sidecar reads format "
+            f"{FORMAT}. Use the sidecar and the model directory that were released together."
         )
     return _parse(fields, sha256(content).hexdigest())
 
 
-def check_files(manifest: Manifest, directory: Path) -> None:
-    """Compare size and SHA-256 of every file with the manifest's. Raises ModelInvalid."""
-    root = directory.resolve()
-    for name, expected in manifest.files.items():
-        path = directory / name
-        if path.is_symlink() or path.resolve().parent != root:
-            raise ModelInvalid(f"{name} is a link or lies outside the model directory. {REBUILD}")
-        try:
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise ModelInvalid(f"{name} is no file. {REBUILD}")
-            size = path.stat().st_size
-            if size != expected.bytes:
-                raise ModelInvalid(
-                    f"{name} has {size} bytes where the manifest says {expected.bytes}. {REBUILD}"
-                )
-            measured = _measure(path)
-        except FileNotFoundError as error:
-            raise ModelInvalid(f"{name} is missing. {REBUILD}") from error
-        except OSError as error:
-            raise exhausted(error) or ModelInvalid(
-                f"{name} cannot be read: {error.strerror}. {REBUILD}"
-            ) from error
-        if measured.sha256 != expected.sha256:
-            raise ModelInvalid(
-                f"{name} has changed: its SHA-256 begins {measured.sha256[:12]} where the manifest "
-                f"says {expected.sha256[:12]}. {REBUILD}"
-            )
-
-
-def load(directory: Path) -> Manifest:
-    """`read`, then `check_files`: what comes back describes files that are as they were built."""
-    manifest = read(directory)
-    check_files(manifest, directory)
-    return manifest
+def _short(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def _measure(path: Path) -> File:
@@ -166,77 +141,149 @@ def _measure(path: Path) -> File:
         return File(stream.tell(), digest)
 
 
+class _Wrong(Exception):
+    """What the manifest must not have; the message ends a sentence that begins with NAME."""
+
+
 def _parse(fields: dict[str, Any], digest: str) -> Manifest:
     try:
-        normalisation = fields["normalisation"]
+        normalisation = _get(fields, "normalisation", dict)
         manifest = Manifest(
-            model_id=str(fields["model_id"]),
-            revision=str(fields["revision"]),
-            recipe=str(fields["recipe"]),
-            projection=str(fields["projection"]),
-            graph=str(fields["graph"]),
-            patch_size=int(fields["patch_size"]),
-            vision_hidden=int(fields["vision_hidden"]),
-            text_hidden=int(fields["text_hidden"]),
-            default_resolution=int(fields["default_resolution"]),
-            resolutions=tuple(int(side) for side in fields["resolutions"]),
+            model_id=_text(fields, "model_id"),
+            revision=_text(fields, "revision"),
+            recipe=_text(fields, "recipe"),
+            projection=_text(fields, "projection"),
+            graph=_text(fields, "graph"),
+            patch_size=_whole(fields, "patch_size"),
+            vision_hidden=_whole(fields, "vision_hidden"),
+            text_hidden=_whole(fields, "text_hidden"),
+            default_resolution=_whole(fields, "default_resolution"),
+            resolutions=tuple(
+                _whole({"resolutions": side}, "resolutions")
+                for side in _get(fields, "resolutions", list)
+            ),
             normalisation=Normalisation(
-                mean=_triple(normalisation["mean"]),
-                std=_triple(normalisation["std"]),
-                resample=str(normalisation["resample"]),
-                rescale=float(normalisation["rescale"]),
+                mean=_triple(normalisation, "mean"),
+                std=_triple(normalisation, "std"),
+                resample=_text(normalisation, "resample"),
+                rescale=_number(normalisation, "rescale"),
             ),
             files={
-                str(name): File(int(file["bytes"]), str(file["sha256"]))
-                for name, file in fields["files"].items()
+                name: File(_whole(file, "bytes"), _text(file, "sha256"))
+                for name, file in _maps(_get(fields, "files", dict).items(), "files")
             },
             kernels=tuple(
-                CustomOpsGraph(str(entry["graph"]), tuple(str(name) for name in entry["operators"]))
-                for entry in fields["kernels"]
+                CustomOpsGraph(_text(entry, "graph"), _texts(entry, "operators"))
+                for _, entry in _maps(enumerate(_get(fields, "kernels", list)), "kernels")
             ),
-            golden=str(fields.get("golden", "")),
-            flat={int(side): float(limit) for side, limit in fields.get("flat", {}).items()},
-            tools={str(name): str(version) for name, version in fields["tools"].items()},
+            golden=_text(fields, "golden") if "golden" in fields else "",
+            flat=_limits(fields, "flat"),
+            tools={
+                name: _text(tools, name)
+                for tools in [_get(fields, "tools", dict)]
+                for name in tools
+            },
             digest=digest,
         )
-    except KeyError as error:
-        raise ModelInvalid(f"{NAME} lacks the key {error}. {REBUILD}") from error
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ModelInvalid(f"{NAME} has a value of the wrong type: {error}. {REBUILD}") from error
-    _check(manifest)
+        _check(manifest)
+    except _Wrong as wrong:
+        raise ModelInvalid(f"{NAME} {wrong}. {REBUILD}") from wrong
     return manifest
 
 
 def _check(manifest: Manifest) -> None:
+    if len(manifest.files) > MAX_FILES:
+        raise _Wrong(f"names more than {MAX_FILES} files")
     for name, file in manifest.files.items():
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-            raise ModelInvalid(
-                f"{NAME} names a file outside the model directory, or with other characters than "
-                f"letters, digits, dot, dash and underscore. {REBUILD}"
+            raise _Wrong(
+                "names a file outside the model directory, or with other characters than letters, "
+                "digits, dot, dash and underscore"
             )
         if not re.fullmatch(r"[0-9a-f]{64}", file.sha256) or file.bytes < 0:
-            raise ModelInvalid(f"{NAME} has no proper size and SHA-256 for {name}. {REBUILD}")
+            raise _Wrong(f"has no proper size and SHA-256 for {name}")
     if manifest.graph not in manifest.files:
-        raise ModelInvalid(f"{NAME} names the graph {manifest.graph} but not its size. {REBUILD}")
+        raise _Wrong(f"names the graph {manifest.graph} but not its size")
     beside = {entry.graph for entry in manifest.kernels} | ({manifest.golden} - {""})
     if not beside <= {*manifest.files} or (manifest.kernels and not manifest.golden):
-        raise ModelInvalid(f"{NAME} names kernels or a golden record without a size. {REBUILD}")
+        raise _Wrong("names kernels or a golden record without a size")
     step = GRID * manifest.patch_size
     sides = manifest.resolutions
-    if step <= 0 or not sides or any(side <= 0 or side % step for side in sides):
-        raise ModelInvalid(f"{NAME} has resolutions that are not multiples of {step}. {REBUILD}")
+    if step <= 0 or not sides or any(not 0 < side <= MAX_SIDE or side % step for side in sides):
+        raise _Wrong(f"has resolutions that are not multiples of {step} up to {MAX_SIDE}")
     if manifest.default_resolution not in sides:
-        raise ModelInvalid(f"{NAME} has a default resolution that it does not allow. {REBUILD}")
-    if min(manifest.vision_hidden, manifest.text_hidden) <= 0:
-        raise ModelInvalid(f"{NAME} has a hidden size below 1. {REBUILD}")
+        raise _Wrong("has a default resolution that it does not allow")
+    if min(manifest.vision_hidden, manifest.text_hidden) < 1:
+        raise _Wrong("has a hidden size below 1")
     if any(not 0 <= limit <= 1 for limit in manifest.flat.values()):
-        raise ModelInvalid(f"{NAME} has a limit for flat images outside 0 to 1. {REBUILD}")
+        raise _Wrong("has a limit for flat images outside 0 to 1")
     how = manifest.normalisation
-    numbers = (*how.mean, *how.std, how.rescale)
-    if how.resample not in RESAMPLES or 0 in how.std or not all(map(math.isfinite, numbers)):
-        raise ModelInvalid(f"{NAME} has a normalisation that cannot be computed. {REBUILD}")
+    if how.resample not in RESAMPLES or not _computable(how):
+        raise _Wrong("has a normalisation that cannot be computed")
 
 
-def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
+def _computable(how: Normalisation) -> bool:
+    """True if a byte becomes a number of sensible size, in float32 too."""
+    return all(
+        std != 0 and abs((byte * how.rescale - mean) / std) <= MAX_LEVEL
+        for mean, std in zip(how.mean, how.std, strict=True)
+        for byte in (0, 255)
+    )
+
+
+def _get(fields: Mapping[str, Any], key: str, kind: type) -> Any:
+    if key not in fields:
+        raise _Wrong(f"lacks the key {key}")
+    value = fields[key]
+    if type(value) is not kind:  # a bool is no int here, though Python says so
+        raise _Wrong(f"has a value of the wrong type for {key}: expected {_JSON[kind]}")
+    return value
+
+
+def _text(fields: Mapping[str, Any], key: str) -> str:
+    value: str = _get(fields, key, str)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair; msgpack cannot
+        raise _Wrong(f"has text that is not Unicode for {key}") from error
+    return value
+
+
+def _texts(fields: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    return tuple(_text({key: value}, key) for value in _get(fields, key, list))
+
+
+def _whole(fields: Mapping[str, Any], key: str) -> int:
+    value: int = _get(fields, key, int)
+    if abs(value) > MAX_WHOLE:
+        raise _Wrong(f"has a number beyond reason for {key}")
+    return value
+
+
+def _number(fields: Mapping[str, Any], key: str) -> float:
+    value = fields.get(key)
+    number = _whole(fields, key) if type(value) is int else _get(fields, key, float)
+    if not math.isfinite(number):
+        raise _Wrong(f"has a number that is not finite for {key}")
+    return float(number)
+
+
+def _triple(fields: Mapping[str, Any], key: str) -> tuple[float, float, float]:
+    values = _get(fields, key, list)
+    if len(values) != 3:
+        raise _Wrong(f"has other than three numbers for {key}")
+    red, green, blue = (_number({key: value}, key) for value in values)
     return red, green, blue
+
+
+def _limits(fields: Mapping[str, Any], key: str) -> dict[int, float]:
+    """A number by side length; JSON's keys are text. Without the key there are none."""
+    limits = _get(fields, key, dict) if key in fields else {}
+    if not all(re.fullmatch(r"[1-9][0-9]{0,9}", side) for side in limits):
+        raise _Wrong(f"has a key that is no side length for {key}")
+    return {int(side): _number(limits, side) for side in limits}
+
+
+def _maps(pairs: Iterable[tuple[Any, Any]], key: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+    for name, value in pairs:
+        yield name, _get({key: value}, key, dict)

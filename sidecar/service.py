@@ -345,6 +345,21 @@ class Service:
             },
         }
 
+    def _choice(self) -> dict[str, Any]:
+        if self._encoder is None:
+            return {"kernels": None, "check": None}
+        choice = self._encoder.choice
+        return {
+            "kernels": asdict(choice.custom_ops),
+            "check": {
+                "graph": choice.graph,
+                "threads": choice.threads,
+                "kleidiai": choice.kleidiai,
+                "pooled_cosine": choice.check.pooled_cosine,
+                "heatmap_r": choice.check.heatmap_r,
+            },
+        }
+
     def _stats(self) -> dict[str, Any]:
         with self._changed:
             return {
@@ -354,7 +369,7 @@ class Service:
                 "model_id": self.manifest.model_id,
                 "model_revision": self.manifest.revision,
                 "versions": VERSIONS,
-                "kernels": None if self._encoder is None else asdict(self._encoder.custom_ops),
+                **self._choice(),
                 "queue": {"requests": len(self._open), "bytes": self._bytes},
                 **self._statistics.report(),
             }

@@ -58,16 +58,21 @@ class Session:
     """An ONNX graph with the inputs and outputs of a vision encoder.
 
     `threads` 0 means one per physical core of the machine. `custom_ops`: the graph has custom ops
-    of ours. Raises ModelInvalid if onnxruntime refuses the file, CustomOpsUnavailable if the native
-    library cannot be loaded.
+    of ours. `kleidiai` False leaves out Arm's kernels of that name, which gave wrong numbers on
+    some CPUs (onnxruntime#31569). Raises ModelInvalid if onnxruntime refuses the file,
+    ResourcesExhausted, and CustomOpsUnavailable if the native library cannot be loaded.
     """
 
-    def __init__(self, graph: Path, threads: int = 0, custom_ops: bool = False) -> None:
+    def __init__(
+        self, graph: Path, threads: int = 0, custom_ops: bool = False, kleidiai: bool = True
+    ) -> None:
         self.library = library() if custom_ops else None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not kleidiai:
+            options.add_session_config_entry("mlas.disable_kleidiai", "1")
         if saturates():
             options.add_session_config_entry("session.x64quantprecision", "1")
         if custom_ops:

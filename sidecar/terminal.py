@@ -12,6 +12,7 @@ import numpy as np
 from sidecar import encoder, manifest, session
 from sidecar.console import FAILED, complain, say
 from sidecar.encoder import Encoder
+from sidecar.engine import Choice
 from sidecar.errors import ImageUnreadable, ModelInvalid, SidecarError
 from sidecar.job import HEATMAP_PNG, OUTPUTS, ImageFile, Job
 from sidecar.settings import Settings
@@ -54,6 +55,7 @@ def verify(settings: Settings, stdout: BinaryIO) -> int:
         for name, array in outputs.items():
             if not np.isfinite(array).all():
                 raise ModelInvalid(f"the model's {name} are not finite numbers.")
+        choice = loaded.choice
         shapes = {name: list(array.shape) for name, array in outputs.items()}
     except SidecarError as error:
         return complain(error)
@@ -65,12 +67,29 @@ def verify(settings: Settings, stdout: BinaryIO) -> int:
         *(f"output       {name} {shape}" for name, shape in shapes.items()),
         f"run          {side} x {side} in {seconds:.2f} s with onnxruntime "
         f"{session.VERSIONS['onnxruntime']}",
-        f"kernels      {'on' if loaded.custom_ops.on else 'off'}: {loaded.custom_ops.why}",
+        f"kernels      {'on' if choice.custom_ops.on else 'off'}: {choice.custom_ops.why}",
+        f"check        {_figures(choice)}",
         f"digest       {described.digest}",
         "The model directory is as it was built.",
     ]
     say(stdout, "".join(f"{line}\n" for line in lines).encode())
     return 0
+
+
+def _figures(choice: Choice) -> str:
+    """What the golden input gave, as a sentence."""
+    check = choice.check
+    how = f"{choice.graph} gave equal numbers for the golden input twice"
+    if check.pooled_cosine is None or check.heatmap_r is None:
+        how += "; the model has no record to compare with"
+    else:
+        how += (
+            f", with cosine {check.pooled_cosine:.6f} (pooled) and r {check.heatmap_r:.6f} "
+            "(heatmap) to where it was built"
+        )
+    if not choice.kleidiai:
+        how += f"; only without KleidiAI{', and on one thread' if choice.threads == 1 else ''}"
+    return f"{how}."
 
 
 def _encode(loaded: Encoder, image: Path, settings: Settings) -> str:

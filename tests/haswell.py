@@ -26,9 +26,12 @@ import json, sys
 import numpy as np
 from pathlib import Path
 from sidecar import engine, manifest
+from sidecar.model_files import ModelFiles
 from sidecar.session import saturates
 model, kernels, given, to = sys.argv[1:]
-session, state = engine.select(Path(model), manifest.read(Path(model)), 2, kernels)
+with ModelFiles(Path(model), manifest.read(Path(model))) as files:
+    session, choice = engine.select(files, 2, kernels)
+state = choice.custom_ops
 with np.load(given) as images:
     found = {f"{name}/{output}": array for name in images
              for output, array in session.run(images[name]).items()}
@@ -71,14 +74,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from build.export import OUTPUTS
     from build.reference import geometry, load
     from build.validate import compare
-    from sidecar import manifest
+    from sidecar import model_files
 
     parser = argparse.ArgumentParser(prog="python -m tests.haswell", description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--pixels", type=int, default=448)
     parser.add_argument("--images", type=int, default=4)
     options = parser.parse_args(argv)
-    described = manifest.load(options.model)
+    described = model_files.load(options.model)
     names = images.VALIDATION[:: len(images.VALIDATION) // options.images][: options.images]
     side, how = options.pixels, described.normalisation
     given: dict[str, Any] = {

@@ -21,7 +21,7 @@ from build.kernels import KERNELS_GRAPHS
 from build.recipes import Choice
 from build.reference import VisionEncoderWrapper, load, scores
 from build.validate import Bars, Figure, hold
-from sidecar import custom_ops, manifest
+from sidecar import custom_ops, model_files
 from sidecar.custom_ops import CustomOpsUnavailable
 from sidecar.session import Session
 from tests import tiny
@@ -56,7 +56,7 @@ def pixels(batch: int, height: int, width: int) -> np.ndarray[Any, np.dtype[np.f
 
 
 def session(directory: Path) -> Session:
-    return Session(directory / manifest.load(directory).graph, threads=2)
+    return Session(directory / model_files.load(directory).graph, threads=2)
 
 
 def test_the_reference_is_what_transformers_gives_the_language_model(
@@ -130,9 +130,9 @@ def test_every_integer_product_and_attention_becomes_an_operator_of_ours(
 
 
 def test_the_seed_recipe_knows_the_native_size_only(built: dict[str, Path]) -> None:
-    assert manifest.load(built["seed"]).resolutions == (448,)
-    assert manifest.load(built["default"]).resolutions == (224, 448)
-    assert manifest.load(built["seed"]).projection == "linear"
+    assert model_files.load(built["seed"]).resolutions == (448,)
+    assert model_files.load(built["default"]).resolutions == (224, 448)
+    assert model_files.load(built["seed"]).projection == "linear"
 
 
 def test_every_weight_is_stored_in_8_bits(built: dict[str, Path]) -> None:
@@ -151,7 +151,7 @@ def test_building_again_gives_the_same_bytes(
 ) -> None:
     for recipe in ("default", "seed"):
         build(str(checkpoint), tmp_path / recipe, recipe, Choice(no_bars=True), work=tmp_path / "w")
-        again, first = manifest.load(tmp_path / recipe), manifest.load(built[recipe])
+        again, first = model_files.load(tmp_path / recipe), model_files.load(built[recipe])
         assert again.files == first.files
 
 
@@ -177,13 +177,13 @@ def test_a_bar_out_of_reach_stops_the_build_with_image_output_and_distance(
 ) -> None:
     arguments = [str(checkpoint), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     assert main([*arguments, "--no-bars", "--recipe", "float"]) == 0
-    before = manifest.load(tmp_path / "out").digest
+    before = model_files.load(tmp_path / "out").digest
     assert main([*arguments, "--recipe", "float", "--bar", "heatmap_r_min=1.5"]) == 1
     said = capsys.readouterr().err
     assert "heatmap_r_min of at least 1.5" in said
     assert "below): attention_scores is worst for" in said
     assert "images at 448 pixels:" in said  # while it went on
-    assert manifest.load(tmp_path / "out").digest == before
+    assert model_files.load(tmp_path / "out").digest == before
 
 
 def test_bars_of_none_hold_nothing_back() -> None:

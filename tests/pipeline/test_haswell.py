@@ -7,7 +7,7 @@ import pytest
 
 from build.export import OUTPUTS
 from build.validate import cosine
-from sidecar import manifest
+from sidecar import model_files
 from sidecar.session import Session
 from tests import haswell, tiny
 
@@ -18,7 +18,7 @@ def test_a_cpu_without_vnni_gives_what_others_give(tmp_path: Path) -> None:
         pytest.skip("there is no qemu-x86_64 (Debian: qemu-user)")
     model = tiny.build(tmp_path / "model")
     pixels = np.random.default_rng(0).normal(size=(1, 3, 448, 448)).astype(np.float32)
-    expected = Session(model / manifest.load(model).graph).run(pixels)
+    expected = Session(model / model_files.load(model).graph).run(pixels)
     state, found = haswell.encode(model, "off", {"noise": pixels})
     assert state["overflows"]
     for name in OUTPUTS:  # but for what lay between two integers and was rounded to the other one

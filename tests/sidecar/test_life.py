@@ -367,7 +367,7 @@ def test_cancel_answers_a_queued_and_a_running_request_once(
         assert sidecar.ask("cancel", params={"target": running}).header["cancelled"] is False
         assert sidecar.ask("cancel", params={"target": 12345}).header["cancelled"] is False
         # The run has wound down, and the worker is free, long before it would have finished.
-        last = sidecar.submit("encode", RGB, {"resolution": 224})
+        last = sidecar.submit("encode", RGB)
         sidecar.ask("cancel", params={"target": last})
         assert sidecar.ask("stats").header["counts"]["encode"] == {"request.cancelled": 3}
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar import manifest
+from sidecar import manifest, model_files
 from sidecar.errors import ModelInvalid
 from tests import stand_in
 
@@ -75,6 +75,8 @@ def text(content: str) -> Callable[[Path], object]:
     return lambda directory: (directory / manifest.NAME).write_text(content, "utf-8")
 
 
+HOW = {"mean": [0] * 3, "std": [1] * 3, "resample": "bilinear", "rescale": 1 / 255}
+
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "one byte changed": (one_byte, f"{GRAPH} has changed"),
     "a file is missing": (lambda d: (d / GRAPH).unlink(), f"{GRAPH} is missing"),
@@ -123,6 +125,52 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "normalisation",
     ),
+    "a format that is true": (lambda d: change(d, format=True), "format True"),
+    "a format that is 1.0": (lambda d: change(d, format=1.0), "format 1.0"),
+    "a number in text": (lambda d: change(d, patch_size="14"), "wrong type for patch_size"),
+    "a number that is true": (lambda d: change(d, text_hidden=True), "wrong type for text_hidden"),
+    "a number with a fraction": (lambda d: change(d, patch_size=14.0), "wrong type for patch_size"),
+    "text that is a number": (lambda d: change(d, model_id=5), "wrong type for model_id"),
+    "half a surrogate pair": (lambda d: change(d, model_id="\ud800"), "not Unicode for model_id"),
+    "a side beyond reason": (
+        lambda d: change(d, resolutions=[224 * 10**9], default_resolution=224 * 10**9),
+        "multiples of 224 up to",
+    ),
+    "a side of zero": (
+        lambda d: change(d, resolutions=[0, 224], default_resolution=224),
+        "multiples of 224",
+    ),
+    "a patch of zero": (lambda d: change(d, patch_size=0), "multiples of 0"),
+    "a number of 400 digits": (lambda d: change(d, text_hidden=10**400), "beyond reason"),
+    "kernels without a golden record": (
+        lambda d: change(d, kernels=[{"graph": GRAPH, "operators": ["Attention"]}]),
+        "golden record",
+    ),
+    "a golden record that is not listed": (lambda d: change(d, golden="g.npz"), "golden record"),
+    "more files than a model has": (
+        lambda d: change(d, files={f"f{i}": {"bytes": 1, "sha256": OTHER} for i in range(65)}),
+        "more than 64 files",
+    ),
+    "a hidden size in text": (
+        lambda d: change(d, vision_hidden="1152"),
+        "wrong type for vision_hidden",
+    ),
+    "means that are two": (
+        lambda d: change(d, normalisation=HOW | {"mean": [0, 0]}),
+        "three numbers for mean",
+    ),
+    "a mean that is text": (
+        lambda d: change(d, normalisation=HOW | {"mean": [0, 0, "0"]}),
+        "wrong type for mean",
+    ),
+    "a scale that is not finite": (
+        lambda d: change(d, normalisation=HOW | {"rescale": float("nan")}),
+        "not finite for rescale",
+    ),
+    "a deviation near zero": (
+        lambda d: change(d, normalisation=HOW | {"std": [1, 1, 1e-320]}),
+        "cannot be computed",
+    ),
     "a deviation of zero": (
         lambda d: change(
             d,
@@ -137,19 +185,19 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_it_is_refused_where(spoil: Callable[[Path], object], says: str, directory: Path) -> None:
     spoil(directory)
     with pytest.raises(ModelInvalid, match=says):
-        manifest.load(directory)
+        model_files.load(directory)
 
 
 def test_what_was_written_is_read(directory: Path) -> None:
-    described = manifest.load(directory)
+    described = model_files.load(directory)
     manifest.write(described, directory)
-    assert manifest.load(directory) == described
+    assert model_files.load(directory) == described
     assert len(described.digest) == 64
 
 
 def test_a_link_to_the_whole_directory_is_fine(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "current").symlink_to(directory)
-    assert manifest.load(tmp_path / "current") == manifest.load(directory)
+    assert model_files.load(tmp_path / "current") == model_files.load(directory)
 
 
 JSON = st.recursive(

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sidecar import protocol
 from sidecar.encoder import Encoding, Prepared
-from sidecar.engine import CustomOps
+from sidecar.engine import Check, Choice, CustomOps
 from sidecar.errors import ImageUnreadable, ModelInvalid, SidecarError
 from sidecar.job import Job
 from sidecar.manifest import Manifest, Normalisation
@@ -50,7 +50,7 @@ PATIENCE = 10.0
 class Puppet:
     """An encoder whose runs last until they are told to end, one way or another."""
 
-    custom_ops = CustomOps(on=False, why="a puppet has none.")
+    choice = Choice("g.onnx", 0, True, Check(), CustomOps(on=False, why="a puppet has none."))
 
     def __init__(self) -> None:
         self.working = threading.Event()
