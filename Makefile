@@ -8,6 +8,7 @@ NODE_MODULES := electron_bridge/node_modules/.package-lock.json
 BRIDGE := electron_bridge/dist/.built
 DEMO := .work/demo-model
 TINY := .work/tiny-model
+CPP = $$(git ls-files '*.cc')
 
 .PHONY: install kernels demo test check freeze bench profile soak fuzz lock npm packed bundlers clean
 
@@ -58,6 +59,12 @@ check: install
 	$(PY) -m mypy
 	.venv/bin/lint-imports --no-cache
 	cd electron_bridge && npm run --silent check
+	.venv/bin/clang-format --dry-run -Werror $(CPP) $$(git ls-files '*.h')
+ifneq ($(wildcard .work/kernels/compile_commands.json),)
+	.venv/bin/clang-tidy -p .work/kernels --quiet $(CPP)
+else
+	@echo "clang-tidy was left out: the kernels are not compiled here, see docs/kernels.md"
+endif
 
 freeze: kernels
 	$(PYTHON) packaging/freeze.py
