@@ -7,22 +7,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar import engine, heatmap, images, norms, priority
+from sidecar import engine, image_header, norms, priority
+from sidecar.decoder import Decoders, Picture
 from sidecar.engine import Choice
 from sidecar.errors import RequestUnsupported, TensorNotFinite, TensorShape
 from sidecar.job import (
     HEATMAP_PNG,
     OUTPUTS,
     FloatArray,
-    ImageFile,
     Job,
     Pixels,
     PixelValues,
-    Rgb,
     Tensor,
 )
 from sidecar.manifest import Manifest
 from sidecar.model_files import ModelFiles
+from sidecar.normalise import normalise
 from sidecar.session import Run, Session
 from sidecar.settings import Settings
 
@@ -33,7 +33,7 @@ class Prepared:
 
     job: Job
     pixel_values: PixelValues
-    over: Rgb | None
+    picture: Picture
     ms: float
 
 
@@ -50,41 +50,60 @@ class Encoding:
     images: int
     preprocess_ms: float
     inference_ms: float
+    drawing_ms: float  # 0 where no heatmap was asked for
     norms: tuple[tuple[float, float], ...] = ()
     flat: tuple[bool, ...] = ()
 
 
 class Encoder:
-    """A session, why it is that one, and the manifest that says how to feed it."""
+    """A session, why it is that one, the manifest that says how to feed it, and the decoder
+    processes.
+    """
 
     def __init__(
-        self, session: Session, choice: Choice, manifest: Manifest, max_pixels: int
+        self,
+        session: Session,
+        choice: Choice,
+        manifest: Manifest,
+        decoders: Decoders,
+        max_pixels: int,
     ) -> None:
         self.session = session
         self.choice = choice
         self.manifest = manifest
+        self.decoders = decoders
         self.max_pixels = max_pixels
 
     def encode(self, job: Job) -> Encoding:
         """`prepare`, then `infer`."""
-        return self.infer(self.prepare(job), Run())
+        run = Run()
+        return self.infer(self.prepare(job, run), run)
 
-    def prepare(self, job: Job) -> Prepared:
+    def prepare(self, job: Job, run: Run) -> Prepared:
         """The first half, which needs no session, and may be done while another job's images are
-        inferred. Raises the errors of `images`, and TensorShape, TensorNotFinite,
-        RequestUnsupported.
+        inferred. What is prepared is to be inferred, or its `run` terminated: until then it may
+        occupy a decoder process. Raises the errors of `Picture.prepare`, and TensorShape,
+        TensorNotFinite, RequestUnsupported.
         """
         begun = time.perf_counter()
-        pixel_values, over = self._preprocess(job)
-        return Prepared(job, pixel_values, over, (time.perf_counter() - begun) * 1e3)
+        picture = Picture(self.decoders, self.max_pixels)
+        run.on_terminate(picture.cancel)
+        pixel_values = self._preprocess(job, picture)
+        return Prepared(job, pixel_values, picture, (time.perf_counter() - begun) * 1e3)
 
     def infer(self, prepared: Prepared, run: Run) -> Encoding:
-        """The second half. Raises the errors of `session`, and TensorNotFinite."""
-        job, pixel_values, over = prepared.job, prepared.pixel_values, prepared.over
+        """The second half. Raises the errors of `session` and of `Picture.draw`, and
+        TensorNotFinite.
+        """
+        with prepared.picture:
+            return self._infer_and_draw(prepared, run)
+
+    def _infer_and_draw(self, prepared: Prepared, run: Run) -> Encoding:
+        job, pixel_values = prepared.job, prepared.pixel_values
         run.check()
         begun = time.perf_counter()
         outputs = self._infer(pixel_values, run)
-        done = time.perf_counter()
+        inferred = time.perf_counter()
         if not all(np.isfinite(array).all() for array in outputs.values()):
             raise TensorNotFinite(
                 "the model's outputs are not finite numbers for this input. Check its "
@@ -95,22 +114,26 @@ class Encoder:
         flat = norms.are_flat(ranges, self.manifest.flat, (height, width))
         low_high = [(float(low), float(high)) for low, high in ranges]
         arrays: dict[str, FloatArray | NDArray[np.uint8]] = {**outputs}
+        drawing_ms = 0.0
         if HEATMAP_PNG in job.outputs:
-            picture = over if over is not None else np.full((height, width, 3), 255, np.uint8)
+            begun_drawing = time.perf_counter()
             scores = outputs["attention_scores"][0]
-            png = heatmap.draw(scores, picture, job.heatmap, low_high[0], bool(flat[0]))
+            shown = (job.heatmap, low_high[0], bool(flat[0]))
+            png = prepared.picture.draw(scores, (height, width), *shown)
             arrays[HEATMAP_PNG] = np.frombuffer(png, np.uint8)
+            drawing_ms = (time.perf_counter() - begun_drawing) * 1e3
         return Encoding(
             arrays={name: arrays[name] for name in job.outputs},
             resolution=(height, width),
             images=len(pixel_values),
             preprocess_ms=prepared.ms,
-            inference_ms=(done - begun) * 1e3,
+            inference_ms=(inferred - begun) * 1e3,
+            drawing_ms=drawing_ms,
             norms=tuple(low_high),
             flat=tuple(flat.tolist()),
         )
 
-    def _preprocess(self, job: Job) -> tuple[PixelValues, Rgb | None]:
+    def _preprocess(self, job: Job, picture: Picture) -> PixelValues:
         if isinstance(job.input, Tensor):
             tensor = job.input.pixel_values
             self._check_tensor(tensor, job.resolution)
@@ -118,16 +141,16 @@ class Encoder:
                 raise RequestUnsupported(
                     f"heatmap_png is drawn for one image at a time; {len(tensor)} came."
                 )
-            return tensor, None
-        rgb = self._rgb(job.input)
+            return tensor
+        if isinstance(job.input, Pixels):
+            self._check_rgb(job.input)
         side = self.manifest.default_resolution
-        height, width = self._check_resolution(job.resolution or (side, side))
-        pixel_values = images.to_pixel_values(rgb, height, width, self.manifest.normalisation)
-        return pixel_values, rgb
+        resolution = self._check_resolution(job.resolution or (side, side))
+        how = self.manifest.normalisation
+        keep = HEATMAP_PNG in job.outputs
+        return normalise(picture.prepare(job.input, resolution, how.resample, keep), how)
 
-    def _rgb(self, source: ImageFile | Pixels) -> Rgb:
-        if isinstance(source, ImageFile):
-            return images.decode(source.data, self.max_pixels)
+    def _check_rgb(self, source: Pixels) -> None:
         rgb = source.rgb
         if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
             raise TensorShape(
@@ -135,8 +158,7 @@ class Encoder:
                 f"{_shape(rgb.shape)} came."
             )
         height, width = rgb.shape[:2]
-        images.check_size(width, height, self.max_pixels)
-        return rgb
+        image_header.check_size(width, height, self.max_pixels)
 
     def _infer(self, pixel_values: PixelValues, run: Run) -> dict[str, FloatArray]:
         # One image at a time: the 8-bit scales of an activation span the whole tensor, so images
@@ -177,14 +199,19 @@ class Encoder:
 
 def load(manifest: Manifest, settings: Settings) -> Encoder:
     """Check every file of the model directory against its manifest, and load the best graph that
-    computes on this machine what it computed where it was built. Raises ModelInvalid,
-    ModelUnfaithful, ResourcesExhausted.
+    computes on this machine what it computed where it was built; the decoder processes start
+    meanwhile. Raises ModelInvalid, ModelUnfaithful, ResourcesExhausted.
     """
+    decoders = Decoders()
     threads = settings.threads or priority.physical_cores()
-    with ModelFiles(settings.model, manifest) as files:
-        session, choice = engine.select(files, threads, settings.kernels)
-        files.check_unchanged()
-    return Encoder(session, choice, manifest, settings.limits.max_pixels)
+    try:
+        with ModelFiles(settings.model, manifest) as files:
+            session, choice = engine.select(files, threads, settings.kernels)
+            files.check_unchanged()
+    except BaseException:
+        decoders.close()
+        raise
+    return Encoder(session, choice, manifest, decoders, settings.limits.max_pixels)
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -55,6 +55,10 @@ class ImageTooLarge(SidecarError):
     code = "image.too_large"
 
 
+class ImageTooCostly(SidecarError):
+    code = "image.too_costly"
+
+
 class TensorShape(SidecarError):
     code = "tensor.shape"
 

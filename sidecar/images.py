@@ -1,17 +1,20 @@
-"""An encoded image file or RGB pixels become `pixel_values`. The only decoder, and its limits.
+"""An encoded image file becomes RGB, and RGB becomes `pixel_values`. The only decoder.
 
-The arithmetic is that of Transformers' PIL processor for Gemma 3, bit for bit.
+The arithmetic is that of Transformers' PIL processor for Gemma 3, bit for bit. Files are hostile
+until they are decoded, so the sidecar runs `decode` and `resize` in the decoder process only.
 """
 
+from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, MpoImagePlugin, WebPImagePlugin
+from PIL import ExifTags, Image, MpoImagePlugin, WebPImagePlugin
 
-from sidecar.errors import ImageTooLarge, ImageUnreadable, SidecarError, exhausted
+from sidecar import image_header
+from sidecar.errors import ImageUnreadable, SidecarError, exhausted
 from sidecar.job import PixelValues, Rgb
 from sidecar.manifest import Normalisation
+from sidecar.normalise import normalise
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 
@@ -21,91 +24,96 @@ DECODERS = (MpoImagePlugin, WebPImagePlugin)  # JPEG with several images, and We
 
 Image.MAX_IMAGE_PIXELS = None  # `decode` applies a stricter bound, as an error, before any pixel
 
-MAX_SCANS = 100  # of a JPEG; each costs a pass over the image, and a progressive one has about ten
+BAND = 2**20  # pixels that are converted at a time, so that a conversion costs no second picture
+
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def decode(data: bytes | memoryview, max_pixels: int) -> Rgb:
+def decode(
+    data: bytes | memoryview,
+    max_pixels: int,
+    before_pixels: Callable[[int], None] = lambda _pixels: None,
+) -> Rgb:
     """Decode a PNG, JPEG or WebP file, known by its content, into RGB of shape [height, width, 3].
 
     EXIF orientation is applied, transparency lies on white, 16-bit grey keeps its upper 8 bits, and
-    of an animation the first frame counts. Raises ImageUnreadable, ImageTooLarge,
-    ResourcesExhausted.
+    of an animation the first frame counts. `before_pixels` is told how many pixels the file has,
+    before they are decoded. Raises ImageUnreadable, ImageTooLarge, ResourcesExhausted.
     """
-    if data[:2] == b"\xff\xd8" and bytes(data).count(b"\xff\xda") > MAX_SCANS:
-        raise ImageUnreadable(f"the JPEG has more than {MAX_SCANS} scans. Save it again.")
+    excess = image_header.jpeg_excess(data)
+    if excess is not None:
+        limits = {"scans": image_header.MAX_SCANS, "segments": image_header.MAX_SEGMENTS}
+        raise ImageUnreadable(f"the JPEG has more than {limits[excess]} {excess}. Save it again.")
+    stated = image_header.size(data)
+    if stated is not None:  # WebP's decoder takes memory for all pixels when it is opened
+        image_header.check_size(*stated, max_pixels)
+        before_pixels(stated[0] * stated[1])
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
-            check_size(image.width, image.height, max_pixels)
+            image_header.check_size(image.width, image.height, max_pixels)
+            before_pixels(image.width * image.height)
             image.load()
-            return np.asarray(_opaque_rgb(_upright(image)))
+            return _opaque_rgb(_upright(image))
     except SidecarError:
         raise
     except Exception as error:  # on hostile bytes Pillow's decoders raise far more than OSError
         raise exhausted(error) or ImageUnreadable(_why_unreadable(data)) from error
 
 
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raises ImageUnreadable, ImageTooLarge, before anything is decoded or copied."""
-    if width < 1 or height < 1:
-        raise ImageUnreadable(f"the image is {width} x {height} pixels; it has none.")
-    if width * height > max_pixels:
-        raise ImageTooLarge(
-            f"the image has {width} x {height} pixels, more than the {max_pixels} allowed. "
-            "Scale it down first."
-        )
+def resize(rgb: Rgb, height: int, width: int, resample: str) -> Rgb:
+    """Stretch [h, w, 3] RGB to [height, width, 3]; `resample` is the name of a Pillow filter."""
+    if rgb.shape[:2] == (height, width):
+        return rgb
+    how = Image.Resampling[resample.upper()]
+    return np.asarray(Image.fromarray(rgb).resize((width, height), how))
 
 
 def to_pixel_values(rgb: Rgb, height: int, width: int, how: Normalisation) -> PixelValues:
     """Resize and normalise [h, w, 3] RGB into [1, 3, height, width]; the aspect is not kept."""
-    resample = Image.Resampling[how.resample.upper()]
-    resized = rgb
-    if rgb.shape[:2] != (height, width):
-        resized = np.asarray(Image.fromarray(rgb).resize((width, height), resample))
-    levels = _levels(how)
-    out = np.empty((1, 3, height, width), np.float32)
-    for channel in range(3):
-        # No byte is out of range; to make sure of it, numpy would fill a buffer first.
-        np.take(levels[channel], resized[:, :, channel], out=out[0, channel], mode="clip")
-    return out
-
-
-def _levels(how: Normalisation) -> NDArray[np.float32]:
-    """What each of the 256 byte values becomes, [3, 256]: a table gives the same bits, sooner.
-
-    Transformers rescales in float64 and normalises in float32; so does this.
-    """
-    rescaled = (np.arange(256, dtype=np.float64) * how.rescale).astype(np.float32)
-    mean = np.array(how.mean, np.float32)[:, None]
-    std = np.array(how.std, np.float32)[:, None]
-    levels: NDArray[np.float32] = (rescaled[None] - mean) / std
-    return levels
+    return normalise(resize(rgb, height, width, how.resample), how)
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        turn = _TURN.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF says nothing of the pixels; viewers ignore it too
         return image
+    if turn is None:
+        return image
+    upright = image.transpose(turn)
+    image.close()  # frees its pixels
+    return upright
 
 
-def _opaque_rgb(image: Image.Image) -> Image.Image:
+def _opaque_rgb(image: Image.Image) -> Rgb:
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, BAND // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        rgb[top:bottom] = _opaque_band(image.crop((0, top, image.width, bottom)))
+    return rgb
+
+
+def _opaque_band(image: Image.Image) -> Rgb:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it to white
-        grey = np.asarray(image).astype(np.uint32) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+        return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+    return np.asarray(image.convert("RGB"))
 
 
 def _why_unreadable(data: bytes | memoryview) -> str:
-    start = bytes(data[:12])
-    known = (
-        start.startswith(b"\x89PNG\r\n\x1a\n")
-        or start.startswith(b"\xff\xd8\xff")
-        or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
-    )
-    if known:
+    if image_header.is_known(data):
         return "the image file is damaged or cut short. Open it in a viewer, and save it again."
     return "expected the bytes of a PNG, JPEG or WebP file; these are not. Convert the image first."

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sidecar import __version__, protocol
+from sidecar import __version__, image_header, protocol
 from sidecar.encoder import Encoder, Encoding, Prepared
 from sidecar.errors import (
     Busy,
@@ -26,6 +26,7 @@ from sidecar.errors import (
     SidecarError,
     exhausted,
 )
+from sidecar.job import ImageFile
 from sidecar.manifest import Manifest
 from sidecar.protocol import (
     Cancel,
@@ -45,6 +46,8 @@ from sidecar.stats import Stats as Statistics
 
 log = logging.getLogger(__name__)
 
+RGB_BYTES = 3  # of one pixel
+
 BUG = "a bug in the sidecar; its log says where."
 
 Client = Hashable
@@ -61,7 +64,7 @@ class Task:
     run: Run = field(default_factory=Run)
     prepared: Future[Prepared] = field(default_factory=Future)
     preparing: bool = False  # the preparer holds its payload
-    counted: bool = True  # its payload is part of the queue's bytes
+    bytes: int = 0  # its payloads, and its picture once decoded: its part of the queue's bytes
 
 
 class Service:
@@ -176,9 +179,9 @@ class Service:
                     f"the request has {task.request.bytes} bytes of input; {allowed} are allowed. "
                     "Send fewer or smaller images at a time."
                 )
-            if (
-                len(self._open) >= self.limits.max_queue
-                or self._bytes + task.request.bytes > self.limits.max_queue_bytes
+            task.bytes = task.request.bytes + self._decoded_bytes(task.request)
+            if len(self._open) >= self.limits.max_queue or (
+                self._bytes and self._bytes + task.bytes > self.limits.max_queue_bytes
             ):
                 raise Busy(
                     f"{len(self._open)} requests with {self._bytes} bytes are waiting, and no more "
@@ -186,9 +189,20 @@ class Service:
                     "Try again when one has been answered."
                 )
             self._open[task.client, task.request.id] = task
-            self._bytes += task.request.bytes
+            self._bytes += task.bytes
             self._enqueue(task)
             self._changed.notify_all()
+
+    def _decoded_bytes(self, request: Encode) -> int:
+        """The bytes of an image file's pixels; 0 where its header is not understood, so that the
+        decoder will refuse it. Raises ImageTooLarge, ImageUnreadable.
+        """
+        source = request.job.input
+        size = image_header.size(source.data) if isinstance(source, ImageFile) else None
+        if size is None:
+            return 0
+        image_header.check_size(*size, self.limits.max_pixels)
+        return size[0] * size[1] * RGB_BYTES
 
     def _enqueue(self, task: Task) -> None:
         """In the order they came, but those of low priority behind all others."""
@@ -261,7 +275,7 @@ class Service:
                 task.preparing = True
             try:
                 task.run.check()
-                task.prepared.set_result(self._encoder.prepare(task.request.job))
+                task.prepared.set_result(self._encoder.prepare(task.request.job, task.run))
             except BaseException as error:
                 task.prepared.set_exception(error)
             with self._changed:
@@ -281,9 +295,9 @@ class Service:
     def _release(self, task: Task) -> None:
         """Count the payload no longer, if nobody holds it; call this whenever somebody lets go."""
         held = task.preparing or task is self._current or task in self._queue
-        if task.counted and not held:
-            task.counted = False
-            self._bytes -= task.request.bytes
+        if not held:
+            self._bytes -= task.bytes
+            task.bytes = 0
 
     def _perform_next(self, encoder: Encoder) -> bool:
         """Wait for a task and do it; False at the end."""
@@ -299,6 +313,7 @@ class Service:
                 "queue_ms": (begun - task.accepted) * 1e3,
                 "preprocess_ms": encoding.preprocess_ms,
                 "inference_ms": encoding.inference_ms,
+                "drawing_ms": encoding.drawing_ms,
             }
             reply = _done(task.request.id, encoding, self.manifest.digest, timing)
         except Exception as error:
@@ -371,6 +386,7 @@ class Service:
                 "versions": VERSIONS,
                 **self._choice(),
                 "queue": {"requests": len(self._open), "bytes": self._bytes},
+                "decoders": None if self._encoder is None else self._encoder.decoders.report(),
                 **self._statistics.report(),
             }
 

@@ -7,6 +7,8 @@ import base64
 import ctypes
 import itertools
 import os
+import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -31,7 +33,7 @@ _NUMBERS = itertools.count(1)
 
 
 class Run:
-    """One run of a session, which any thread may end."""
+    """The work on one request, a run of a session above all, which any thread may end."""
 
     def __init__(self) -> None:
         self.options = onnxruntime.RunOptions()
@@ -39,14 +41,28 @@ class Run:
         self.options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self.number = next(_NUMBERS)
         self.library: ctypes.CDLL | None = None  # where the graph has custom ops of ours
+        self._lock = threading.Lock()
+        self._on_terminate: list[Callable[[], None]] = []
+
+    def on_terminate(self, callback: Callable[[], None]) -> None:
+        """Call it once the run is terminated, from that thread; at once if the run is already."""
+        with self._lock:
+            self._on_terminate.append(callback)
+            terminated = self.options.terminate
+        if terminated:
+            callback()
 
     def terminate(self) -> None:
         """End the run between two nodes, or within one of our custom ops; `Session.run` raises
         RequestCancelled.
         """
-        self.options.terminate = True
+        with self._lock:
+            self.options.terminate = True
+            callbacks = list(self._on_terminate)
         if self.library is not None:
             self.library.vision_kernels_end(self.number)
+        for callback in callbacks:
+            callback()
 
     def check(self) -> None:
         """Raises RequestCancelled once `terminate` was called."""

@@ -10,7 +10,7 @@ from typing import Any
 
 WINDOW = 256  # the latest requests of a resolution that its quantiles are taken over
 
-STAGES = ("queue_ms", "preprocess_ms", "inference_ms", "total_ms")
+STAGES = ("queue_ms", "preprocess_ms", "inference_ms", "drawing_ms", "total_ms")
 
 _STATUS = {"VmRSS": "rss_bytes", "VmHWM": "peak_rss_bytes"}
 
@@ -22,6 +22,7 @@ class Stats:
         self.begun = time.monotonic()
         self._counts: Counter[tuple[str, str]] = Counter()
         self._image_ms: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW))
+        self._drawing_ms: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW))
         self._times: dict[str, dict[str, deque[float]]] = defaultdict(
             lambda: {stage: deque(maxlen=WINDOW) for stage in STAGES}
         )
@@ -37,6 +38,8 @@ class Stats:
             self._times[name][stage].append(timing[stage])
         busy = timing["preprocess_ms"] + timing["inference_ms"]
         self._image_ms[name].append(busy / images)
+        if timing["drawing_ms"]:
+            self._drawing_ms[name].append(timing["drawing_ms"])
 
     def report(self) -> dict[str, Any]:
         """What the op `stats` answers with; see docs/protocol.md."""
@@ -51,10 +54,8 @@ class Stats:
                 for resolution, times in self._times.items()
             },
             # What one image would take if nothing were before it: for an app's progress bar.
-            "expected_ms": {
-                resolution: round(median(values), 1)
-                for resolution, values in self._image_ms.items()
-            },
+            "expected_ms": _medians(self._image_ms),
+            "expected_drawing_ms": _medians(self._drawing_ms),  # on top, with a heatmap
             "memory": memory(),
         }
 
@@ -78,6 +79,10 @@ def memory() -> dict[str, int]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         sizes["peak_rss_bytes"] = peak if sys.platform == "darwin" else peak * 1024
     return sizes
+
+
+def _medians(times: Mapping[str, deque[float]]) -> dict[str, float]:
+    return {resolution: round(median(values), 1) for resolution, values in times.items()}
 
 
 def _quantiles(values: list[float]) -> dict[str, float]:

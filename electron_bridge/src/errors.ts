@@ -14,6 +14,7 @@ export const SIDECAR_CODES = [
   'request.duplicate_id',
   'image.unreadable',
   'image.too_large',
+  'image.too_costly',
   'tensor.shape',
   'tensor.not_finite',
   'model.loading',

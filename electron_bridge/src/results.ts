@@ -24,6 +24,8 @@ export interface Timing {
   readonly queueMs: number;
   readonly preprocessMs: number;
   readonly inferenceMs: number;
+  /** Of the heatmap; 0 without one. */
+  readonly drawingMs: number;
   readonly roundTripMs: number;
 }
 
@@ -112,6 +114,7 @@ export function readEncoding(
       queueMs: ms('queue_ms'),
       preprocessMs: ms('preprocess_ms'),
       inferenceMs: ms('inference_ms'),
+      drawingMs: ms('drawing_ms'),
       roundTripMs,
     },
   };

@@ -89,7 +89,7 @@ def test_a_reply_says_where_its_numbers_come_from(sidecar: Client) -> None:
     header = sidecar.ask("encode", {"rgb": picture()}).header
     assert header["model"] == digest
     assert header["resolution"] == [448, 448]
-    assert set(header["timing"]) == {"queue_ms", "preprocess_ms", "inference_ms"}
+    assert set(header["timing"]) == {"queue_ms", "preprocess_ms", "inference_ms", "drawing_ms"}
     assert all(value >= 0 for value in header["timing"].values())
 
 
@@ -313,7 +313,7 @@ def test_stats_count_what_was_answered(sidecar: Client) -> None:
     assert after["tensor.shape"] == before.get("tensor.shape", 0) + 1
     assert stats["queue"] == {"requests": 0, "bytes": 0}
     stages = stats["latency"]["224x224"]
-    assert set(stages) == {"queue_ms", "preprocess_ms", "inference_ms", "total_ms"}
+    assert set(stages) == {"queue_ms", "preprocess_ms", "inference_ms", "drawing_ms", "total_ms"}
     assert stages["total_ms"]["p50"] <= stages["total_ms"]["p99"]
     assert stats["expected_ms"]["224x224"] > 0
     assert stats["memory"]["peak_rss_bytes"] >= stats["memory"]["rss_bytes"] * 0.5 > 0

@@ -7,7 +7,7 @@ import threading
 import time
 import tracemalloc
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import numpy as np
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sidecar import protocol
+from sidecar.decoder import Picture
 from sidecar.encoder import Encoding, Prepared
 from sidecar.engine import Check, Choice, CustomOps
 from sidecar.errors import ImageUnreadable, ModelInvalid, SidecarError
@@ -47,9 +48,20 @@ MANIFEST = Manifest(
 PATIENCE = 10.0
 
 
+PICTURE = cast(Picture, None)  # a puppet draws nothing
+
+
+class NoDecoders:
+    """A puppet decodes nothing."""
+
+    def report(self) -> dict[str, int]:
+        return {"processes": 0, "restarts": 0}
+
+
 class Puppet:
     """An encoder whose runs last until they are told to end, one way or another."""
 
+    decoders = NoDecoders()
     choice = Choice("g.onnx", 0, True, Check(), CustomOps(on=False, why="a puppet has none."))
 
     def __init__(self) -> None:
@@ -58,9 +70,9 @@ class Puppet:
         self.failure: Exception | None = None
         self.prepared: list[int] = []  # the sizes of the files
 
-    def prepare(self, job: Job) -> Prepared:
+    def prepare(self, job: Job, run: Run) -> Prepared:
         self.prepared.append(len(job.input.data))  # type: ignore[union-attr]
-        return Prepared(job, np.zeros((1, 3, 1, 1), np.float32), None, 1.0)
+        return Prepared(job, np.zeros((1, 3, 1, 1), np.float32), PICTURE, 1.0)
 
     def infer(self, prepared: Prepared, run: Run) -> Encoding:
         self.working.set()
@@ -71,7 +83,9 @@ class Puppet:
             self.finish.clear()
             if self.failure is not None:
                 raise self.failure
-            return Encoding({"pooled_embedding": np.zeros(1, np.float32)}, (224, 224), 1, 1.0, 1.0)
+            return Encoding(
+                {"pooled_embedding": np.zeros(1, np.float32)}, (224, 224), 1, 1.0, 1.0, 0.0
+            )
         finally:
             self.working.clear()
 
@@ -340,10 +354,10 @@ def test_a_cancelled_request_leaves_memory_at_once_while_an_image_is_slow_to_pre
     assert talk.ready.wait(PATIENCE)
     preparing, release = threading.Event(), threading.Event()
 
-    def slow(job: Job) -> Prepared:
+    def slow(job: Job, run: Run) -> Prepared:
         preparing.set()
         release.wait()
-        return Prepared(job, np.zeros((1, 3, 1, 1), np.float32), None, 1.0)
+        return Prepared(job, np.zeros((1, 3, 1, 1), np.float32), PICTURE, 1.0)
 
     talk.puppet.prepare = slow  # type: ignore[method-assign]
     talk.send("encode", 1, {"image": b"x"})
@@ -366,10 +380,10 @@ def test_the_payload_of_a_cancelled_request_counts_until_its_preparation_ends(
 ) -> None:
     preparing, release = threading.Event(), threading.Event()
 
-    def slow(job: Job) -> Prepared:
+    def slow(job: Job, run: Run) -> Prepared:
         preparing.set()
         release.wait()
-        return Prepared(job, np.zeros((1, 3, 1, 1), np.float32), None, 1.0)
+        return Prepared(job, np.zeros((1, 3, 1, 1), np.float32), PICTURE, 1.0)
 
     talk.send("encode", 1, {"image": b"x"})
     assert talk.puppet.working.wait(PATIENCE)
@@ -384,7 +398,7 @@ def test_the_payload_of_a_cancelled_request_counts_until_its_preparation_ends(
 
 
 def test_an_image_that_cannot_be_prepared_is_told_in_its_turn(talk: Conversation) -> None:
-    def prepare(job: Job) -> Prepared:
+    def prepare(job: Job, run: Run) -> Prepared:
         raise ImageUnreadable("no.")
 
     talk.send("encode", 1, {"image": b"x"})
@@ -404,7 +418,7 @@ def test_an_id_reused_while_its_cancelled_run_winds_down_is_answered_by_its_own_
     def stubborn(prepared: Prepared, run: Run) -> Encoding:
         release.wait(PATIENCE)  # a codec, say, that no cancel reaches
         run.check()
-        return Encoding({}, (224, 224), 1, 1.0, 1.0)
+        return Encoding({}, (224, 224), 1, 1.0, 1.0, 0.0)
 
     talk.puppet.infer = stubborn  # type: ignore[method-assign]
     talk.send("encode", 7, {"image": b"x"})
