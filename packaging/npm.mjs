@@ -1,6 +1,6 @@
 // Makes the npm packages in dist/npm/: the bridge, the frozen program for this platform, and the demo model.
 //
-//     node packaging/npm.mjs [SIDECAR] [MODEL]
+//     node packaging/npm.mjs [--only bridge|program|model] [SIDECAR] [MODEL]
 //
 // SIDECAR is dist/vision-sidecar, MODEL is .work/demo-model unless named. All have the version of electron_bridge/package.json.
 
@@ -19,24 +19,36 @@ import {
   writeFileSync,
 } from 'node:fs';
 import path from 'node:path';
+import { parseArgs } from 'node:util';
 
 const root = path.resolve(import.meta.dirname, '..');
 const work = path.join(root, '.work', 'npm');
 const out = path.join(root, 'dist', 'npm');
 const bridge = path.join(root, 'electron_bridge');
-const sidecar = path.resolve(process.argv[2] ?? path.join(root, 'dist', 'vision-sidecar'));
-const model = path.resolve(process.argv[3] ?? path.join(root, '.work', 'demo-model'));
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { only: { type: 'string' } },
+});
+const sidecar = path.resolve(positionals[0] ?? path.join(root, 'dist', 'vision-sidecar'));
+const model = path.resolve(positionals[1] ?? path.join(root, '.work', 'demo-model'));
 
 const PLATFORMS = ['linux-x64', 'darwin-arm64', 'darwin-x64', 'win32-x64'];
 const own = JSON.parse(readFileSync(path.join(bridge, 'package.json'), 'utf8'));
 const { name, version, license } = own;
 const common = { version, license, ...addresses() };
 
-for (const [what, file, remedy] of [
-  ['a frozen program', path.join(sidecar, '_internal'), 'make freeze'],
-  ['a model directory', path.join(model, 'manifest.json'), 'make demo'],
-  ['the compiled bridge', path.join(bridge, 'dist', 'index.js'), 'make install'],
-]) {
+const kinds = {
+  bridge: ['the compiled bridge', path.join(bridge, 'dist', 'index.js'), 'make install', main],
+  program: ['a frozen program', path.join(sidecar, '_internal'), 'make freeze', program],
+  model: ['a model directory', path.join(model, 'manifest.json'), 'make demo', demoModel],
+};
+const wanted = values.only ? [values.only] : Object.keys(kinds);
+for (const kind of wanted) {
+  assert(
+    kinds[kind],
+    'usage: node packaging/npm.mjs [--only bridge|program|model] [SIDECAR] [MODEL]',
+  );
+  const [what, file, remedy] = kinds[kind];
   if (!existsSync(file)) {
     console.error(`expected ${what} with ${file}; found none. Type: ${remedy}`);
     process.exit(1);
@@ -50,17 +62,19 @@ if (!addresses().repository) {
 rmSync(work, { recursive: true, force: true });
 rmSync(out, { recursive: true, force: true });
 mkdirSync(out, { recursive: true });
-const stages = [main(), program(), demoModel()];
-proveItRuns();
-for (const stage of stages) pack(stage);
+const stages = Object.fromEntries(wanted.map((kind) => [kind, kinds[kind].at(-1)()]));
+if (stages.program) proveItRuns();
+for (const stage of Object.values(stages)) pack(stage);
 
-/** The program as it will be installed, without its links, checks the model and runs it once. */
+/** The program as it will be installed, without its links: it says its version, or runs the model once. */
 function proveItRuns() {
   const file = process.platform === 'win32' ? 'vision-sidecar.exe' : 'vision-sidecar';
-  const staged = path.join(stages[1], 'vision-sidecar', file);
-  execFileSync(staged, ['verify', '--model', path.join(stages[2], 'vision-model')], {
-    stdio: ['ignore', 'ignore', 'inherit'],
-  });
+  const verify = ['verify', '--model', path.join(stages.model ?? '', 'vision-model')];
+  execFileSync(
+    path.join(stages.program, 'vision-sidecar', file),
+    stages.model ? verify : ['--version'],
+    { stdio: ['ignore', 'ignore', 'inherit'] },
+  );
 }
 
 /** The bridge, which asks npm for the program of the user's platform. */
