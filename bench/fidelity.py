@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from bench import machine, models, rounds
 from bench.figures import missed
 from bench.rows import Row, choose
-from build import images, validate
-from build.export import OUTPUTS
+from build import images, metrics, pipeline
+from build.artifacts import read_geometry
 from build.recipes import RECIPES, Choice
-from build.reference import geometry
 from build.validate import Validate
+from sidecar.job import OUTPUTS
 
 Outputs = dict[str, dict[str, NDArray[np.float32]]]  # by image, by output
 
@@ -42,7 +42,7 @@ def of_rows(rows: Sequence[Row], threads: int) -> dict[str, Any]:
     """By row: the figures of the build's report, and which of our recipe's bars are missed."""
     made = models.make(models.DEMO, sorted({row.model for row in (*rows, REFERENCE)}))
     checkpoint = Path(made[REFERENCE.model]["path"])
-    side = geometry(checkpoint).native
+    side = read_geometry(checkpoint).native
     bars = _bars()
     expected: Outputs | None = None
     found: dict[str, Any] = {}
@@ -69,7 +69,7 @@ def of_resolutions(threads: int) -> dict[str, Any]:
     (row,) = choose(["kernels"])
     made = models.make(models.DEMO, [row.model, REFERENCE.model])
     checkpoint = Path(made[REFERENCE.model]["path"])
-    shape = geometry(checkpoint)
+    shape = read_geometry(checkpoint)
     kept = SCRATCH / f"resolutions-{_key(row, made[row.model], {})}.json"
     if not kept.exists():
         native = _encode(row, made, checkpoint, shape.native, threads)
@@ -87,7 +87,7 @@ def _encode(
 ) -> Outputs:
     print(f"fidelity: {row.name} at {side} …", file=sys.stderr, flush=True)
     names = images.VALIDATION
-    how = geometry(checkpoint).normalisation
+    how = read_geometry(checkpoint).normalisation
     place = SCRATCH / "arrays"
     place.mkdir(parents=True, exist_ok=True)
     files = [place / f"{index}.pixels" for index in range(len(names))]
@@ -112,7 +112,7 @@ def _read(path: Path, output: str) -> NDArray[np.float32]:
 def _compare(
     expected: Outputs, actual: Outputs, bars: Mapping[str, float | None]
 ) -> dict[str, Any]:
-    figures = {name: figure.value for name, figure in validate.compare(expected, actual)}
+    figures = {name: figure.value for name, figure in metrics.compare(expected, actual)}
     return {"figures": figures, "missed": missed(figures, bars)}
 
 
@@ -122,13 +122,10 @@ def _bars() -> dict[str, float | None]:
 
 
 def _key(row: Row, model: Mapping[str, Any], bars: Mapping[str, float | None]) -> str:
-    """A model's path holds a hash of all that it was made from."""
-    depends = (row, model["path"], sorted(bars.items()), images.VALIDATION, machine.versions())
-    digest = sha256(repr(depends).encode())
-    for file in sorted((models.ROOT / "sidecar").rglob("*")):
-        if file.suffix in (".py", ".so", ".dylib", ".dll"):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    """A model's path holds a hash of all that it was made from; the rest is code and versions."""
+    code = [pipeline.code(module) for module in ("bench.fidelity", "bench.guest")]
+    depends = (row, model["path"], sorted(bars.items()), machine.versions(), *code)
+    return sha256(repr(depends).encode()).hexdigest()[:16]
 
 
 def _keep(path: Path, found: Mapping[str, Any]) -> None:

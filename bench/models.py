@@ -11,18 +11,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from bench import checkpoint, machine
 from build import images, pipeline
-from build.checkpoint import WEIGHTS, locate
-from build.export import GRAPH, Export
-from build.package import tools
-from build.pipeline import Step
+from build.__main__ import place
+from build.artifacts import FLOAT, WEIGHTS, Artifact, Projection, Step, read_geometry, size
+from build.checkpoint import locate
+from build.export import Export
 from build.recipes import RECIPES, Choice
-from build.reference import Projection, geometry
 from build.validate import Validate
 from sidecar import model_files
 
@@ -42,46 +40,52 @@ os.environ["CI"] = "true"
 Found = dict[str, Any]
 
 
-def recipe(name: str, source: tuple[Step, Path], random: bool) -> Found:
+def recipe(name: str, source: Step, random: bool) -> Found:
     """The model directory that `python -m build` makes."""
     steps = RECIPES[name](Choice(projection=PROJECTION, no_bars=True))
     if random:
         steps = [
             replace(step, images=FEW) if isinstance(step, Validate) else step for step in steps
         ]
-    made = _chain(source, steps)
-    described = model_files.load(made)
+    chain = (source, *steps)
+    model = WORK / "models" / f"{name}-{pipeline.keys(chain)[-1]}"
+    if not model.exists():
+        model.parent.mkdir(parents=True, exist_ok=True)
+        place(pipeline.run(chain, WORK / "build", _tell), model, {})
+    described = model_files.load(model)
     return {
-        "path": str(made),
-        "graph": str(made / described.graph),
+        "path": str(model),
+        "graph": str(model / described.graph),
         "bytes": sum(file.bytes for file in described.files.values()),
     }
 
 
-def plain(source: tuple[Step, Path]) -> Found:
+def plain(source: Step) -> Found:
     """The float graph as PyTorch exports it, without our operators."""
-    graph = _chain(source, [Export(PROJECTION, fused=False)]) / GRAPH
-    return {"path": str(graph.parent), "graph": str(graph), "bytes": _size(graph)}
+    made = pipeline.run((source, Export(PROJECTION, fused=False)), WORK / "build", _tell)
+    graph = made[Artifact.FLOAT_GRAPH] / FLOAT
+    return {"path": str(graph.parent), "graph": str(graph), "bytes": size(graph)}
 
 
-def weights(source: tuple[Step, Path]) -> Found:
+def weights(source: Step) -> Found:
     """What PyTorch loads."""
-    made = _chain(source, [])
+    made = pipeline.run((source,), WORK / "build", _tell)[Artifact.CHECKPOINT]
     return {"path": str(made), "bytes": (made / WEIGHTS).stat().st_size}
 
 
-def openvino(source: tuple[Step, Path], compress: Callable[[Any, Path], Any], name: str) -> Found:
+def openvino(source: Step, compress: Callable[[Any, Path], Any], name: str) -> Found:
     """OpenVINO's own format, from the plain graph at its native size, where OpenVINO is fastest."""
     import openvino as ov
 
     start = Path(plain(source)["graph"])
+    checkpoint = Path(weights(source)["path"])
     target = start.parent / f"{name}.xml"
     if not target.exists():
         model = ov.Core().read_model(start)
-        side = geometry(start.parent).native
+        side = read_geometry(checkpoint).native
         model.reshape([1, 3, side, side])
         partial = start.parent / f"{name}.partial.xml"
-        ov.save_model(compress(model, start.parent), partial)
+        ov.save_model(compress(model, checkpoint), partial)
         partial.with_suffix(".bin").replace(target.with_suffix(".bin"))
         partial.replace(target)
     size = target.stat().st_size + target.with_suffix(".bin").stat().st_size
@@ -92,15 +96,14 @@ def nncf_int8(model: Any, checkpoint: Path) -> Any:
     """Weights and activations to 8 bits, on the images that our own recipe calibrates with."""
     import nncf
 
-    shape = geometry(checkpoint)
+    shape = read_geometry(checkpoint)
 
     def pixels() -> Iterator[Any]:
         for name in images.CALIBRATION:
             rgb = images.bundled(name)
             yield images.pixel_values(rgb, shape.native, shape.native, shape.normalisation)
 
-    layers = int(shape.vision.num_hidden_layers)
-    need, have = layers * NNCF_BYTES_A_LAYER, machine.available_bytes()
+    need, have = shape.layers * NNCF_BYTES_A_LAYER, machine.available_bytes()
     if shape.native == 896 and need > have:
         raise MemoryError(
             f"NNCF needs about {need / 1e9:.0f} GB of memory here, and {have / 1e9:.0f} are free"
@@ -121,7 +124,7 @@ def nncf_weights(model: Any, _: Path) -> Any:
     return nncf.compress_weights(model)
 
 
-MODELS: dict[str, Callable[[tuple[Step, Path], bool], Found]] = {
+MODELS: dict[str, Callable[[Step, bool], Found]] = {
     "checkpoint": lambda source, _: weights(source),
     "plain": lambda source, _: plain(source),
     "seed": lambda source, random: recipe("seed", source, random),
@@ -141,7 +144,7 @@ def make(what: str, names: Sequence[str]) -> dict[str, Found]:
     if what == DEMO:
         from build import demo
 
-        directory = demo.checkpoint(CACHE, _tell)
+        directory = demo.checkpoint(CACHE, pipeline.code(demo.__name__), _tell)
     else:
         directory = checkpoint.make(WORK / f"random-{what}", int(what))
     source = locate(str(directory))
@@ -152,24 +155,6 @@ def make(what: str, names: Sequence[str]) -> dict[str, Found]:
         except (ImportError, MemoryError) as error:
             found[name] = {"missing": str(error)}
     return found
-
-
-def _chain(source: tuple[Step, Path], steps: Sequence[Step]) -> Path:
-    first, directory = source
-    return pipeline.run([first, *steps], directory, WORK / "build", _salt(), _tell)
-
-
-def _salt() -> str:
-    """As the build's own: a cache that outlives a change of its code or tools would lie."""
-    digest = sha256(json.dumps(tools()).encode())
-    for file in sorted((ROOT / "build").glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _size(graph: Path) -> int:
-    data = graph.with_name(graph.name + ".data")
-    return sum(file.stat().st_size for file in (graph, data) if file.exists())
 
 
 def _tell(line: str) -> None:

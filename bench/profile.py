@@ -28,7 +28,7 @@ from onnx import TensorProto, helper
 
 from bench.figures import number, table
 from bench.machine import describe
-from build.kernels import KERNELS_GRAPHS, plain_graph
+from build.artifacts import CUSTOM_OP_GRAPHS, plain_graph
 from sidecar import custom_ops, priority
 from sidecar.custom_ops import LIBRARY, CustomOpsUnavailable
 from sidecar.session import onnxruntime, saturates  # type: ignore[attr-defined]
@@ -146,7 +146,7 @@ def profile(graph: Path, threads: int) -> tuple[dict[str, float], float]:
 
 def graphs(directory: Path) -> Iterator[tuple[str, Path]]:
     """Those that this machine can run, the fastest first."""
-    for name, operators in KERNELS_GRAPHS.items():
+    for name, operators in CUSTOM_OP_GRAPHS.items():
         with suppress(CustomOpsUnavailable):
             custom_ops.variant(operators)
             yield f"our {' and '.join(operators)}", directory / name

@@ -11,9 +11,8 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import fields, replace
-from hashlib import sha256
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -26,12 +25,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from build import demo, pipeline  # noqa: E402
+from build.artifacts import REPORT, Artifact, BuildError  # noqa: E402
 from build.checkpoint import locate  # noqa: E402
-from build.errors import BuildError  # noqa: E402
-from build.images import Folder  # noqa: E402
-from build.package import tools  # noqa: E402
 from build.recipes import RECIPES, Choice  # noqa: E402
-from build.validate import REPORT, Bars  # noqa: E402
 from sidecar import manifest, model_files  # noqa: E402
 from sidecar.errors import ModelInvalid  # noqa: E402
 
@@ -60,35 +56,39 @@ def build(
             f"expected to write into {out.parent}, which is not allowed. Choose another --out."
         )
     if source == "demo":
-        step, directory = locate(str(demo.checkpoint(CACHE, tell)))
-        step = replace(step, model_id="demo")
+        first = replace(
+            locate(str(demo.checkpoint(CACHE, pipeline.code(demo.__name__), tell))), model_id="demo"
+        )
     else:
-        step, directory = locate(source, revision)
-    steps = (step, *RECIPES[recipe](choice or Choice()))
-    salt = _salt()
-    key = pipeline.key(steps, salt)
+        first = locate(source, revision)
+    steps = (first, *RECIPES[recipe](choice or Choice()))
+    key = pipeline.keys(steps)[-1]
     if _is_current(out, key):
         tell(f"{out} is up to date")
         return
-    made = pipeline.run(steps, directory, work, salt, tell)
-    place(made, out, key)
+    made = pipeline.run(steps, work, tell)
+    place(made, out, {"seconds": pipeline.times(steps, work), KEY: key})
     if not keep_work:
-        pipeline.clean(steps, work, salt)
+        pipeline.clean(steps, work)
     tell(f"{out} is ready")
 
 
-def place(made: Path, out: Path, key: str) -> None:
-    """Copy beside `out`, then rename: it is there as a whole, or as it was."""
+def place(made: Mapping[Artifact, Path], out: Path, notes: Mapping[str, object]) -> None:
+    """Put the model directory together beside `out`, then rename: it is there whole or not at all.
+
+    `notes` join the report.
+    """
     scratch = out.with_name(f".{out.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)  # left by a build that was killed here
     fresh, old = scratch / "new", scratch / "old"
+    described = made[Artifact.MANIFEST]
     try:
         fresh.mkdir(parents=True)
-        for file in made.iterdir():
-            if file.name != pipeline.TIMES:
-                shutil.copyfile(file, fresh / file.name)
-        report = json.loads((fresh / REPORT).read_text("utf-8"))
-        (fresh / REPORT).write_text(json.dumps(report | {KEY: key}, indent=2) + "\n", "utf-8")
+        for name in (*manifest.read(described).files, manifest.NAME):
+            source = next(path / name for path in made.values() if (path / name).exists())
+            shutil.copyfile(source, fresh / name)
+        report = json.loads((described / REPORT).read_text("utf-8"))
+        (fresh / REPORT).write_text(json.dumps(report | dict(notes), indent=2) + "\n", "utf-8")
         if out.exists():
             out.rename(old)
         try:
@@ -133,28 +133,6 @@ def _is_current(out: Path, key: str) -> bool:
     return True
 
 
-def _bars(chosen: Sequence[str]) -> tuple[tuple[str, float], ...]:
-    known = [field.name for field in fields(Bars)]
-    bars = []
-    for text in chosen:
-        name, _, value = text.partition("=")
-        try:
-            bars.append((name, float(value)))
-        except ValueError as error:
-            raise BuildError(f"expected --bar NAME=VALUE, found {text}.") from error
-        if name not in known:
-            raise BuildError(f"expected --bar with one of {', '.join(known)}, found {name}.")
-    return tuple(bars)
-
-
-def _salt() -> str:
-    """The build's own code and the tools: a cache that outlives a change of them would lie."""
-    digest = sha256(json.dumps(tools()).encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
 def explain(error: OSError, work: Path) -> str:
     """What to tell the person at the terminal."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -187,12 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     options = _arguments(argv)
     try:
-        choice = Choice(
-            projection=options.projection,
-            calibrate=Folder.at(options.calibrate) if options.calibrate else None,
-            bars=_bars(options.bar),
-            no_bars=options.no_bars,
-        )
+        choice = Choice.parse(options.projection, options.calibrate, options.bar, options.no_bars)
         build(
             options.source,
             options.out,

@@ -1,47 +1,65 @@
-"""Rounds each linear layer to 8 bits so that what it makes of a few real images stays the same.
+"""Quantises each linear layer to 8 bits so that its output on a few real images stays the same.
 
-Layer after layer, the images go through the tower twice: in float, and through what was rounded so
-far. Nothing is decided by a layer's name: for each group of layers that share an input, every way
-of quantising it is tried, and the cheapest that is precise enough is taken. Then the weights are
-rounded one input channel after another, each making good what those before it lost (GPTQ,
-https://arxiv.org/abs/2210.17323), and the biases take up the mean of what is left.
+Layer after layer, the images go through the tower twice: in float, and through the layers that
+were quantised so far. For each group of layers that share an input, every scheme is tried, and the
+cheapest that is precise enough is used. Then GPTQ chooses the integers, and the biases take up the
+mean error that remains. Only calibration lives here: no ONNX.
 """
 
 import copy
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from build import images
-from build.checkpoint import PREPROCESSOR, SOURCE, WEIGHTS
-from build.images import Folder
-from build.pipeline import carry, progress
-from build.reference import Geometry, geometry, load
-from build.tower import CONFIG
+from build.artifacts import (
+    Artifact,
+    Geometry,
+    Inputs,
+    Plan,
+    QuantisedLinear,
+    Scheme,
+    read_geometry,
+    write_plan,
+)
+from build.gptq import gptq, hessian
+from build.reference import load
 from sidecar.job import PixelValues, Rgb
 
-PLAN = "plan.json"
-ROUNDED = "rounded.safetensors"
 PICTURES = 16  # that are taken of a folder
-TRIED = 256  # tokens on which the ways are tried
-SEEN = 8192  # tokens that the rounding looks at
-BLOCK = 128  # input channels that are rounded between two large products
+SEARCH_TOKENS = 256  # on which the schemes are compared
+CALIBRATION_TOKENS = 8192  # that the Hessian is made of
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A user's own images; `digest` changes with their content."""
+
+    path: Path
+    digest: str
+
+    @classmethod
+    def at(cls, path: Path) -> "Folder":
+        """Raises OSError where there is no image."""
+        digest = sha256()
+        for file in images.files(path):
+            digest.update(file.read_bytes())
+        return cls(path, digest.hexdigest()[:16])
 
 
 @dataclass(frozen=True)
 class Group:
-    """Linear layers with one input, and what can take in the divisors of its channels."""
+    """Linear layers that share an input, and the module that their smoothing is folded into."""
 
     layers: tuple[str, ...]
-    absorber: str | None  # a LayerNorm, or a linear layer; None: nothing linear is in front
+    folded_into: str | None  # a LayerNorm or a linear layer; None: there is a GELU in front
 
 
 GROUPS = (
@@ -52,127 +70,142 @@ GROUPS = (
 )
 
 
-@dataclass(frozen=True)
-class Way:
-    """How a group is quantised. `alpha` None leaves the channels as they are."""
+class Simulated(nn.Module):
+    """A quantised linear layer, computed in float as the 8-bit graph computes it."""
 
-    activations: str  # int8 | int8 per token | float (the weights are 8 bits always)
-    alpha: float | None
-
-
-class Rounded(nn.Module):
-    """A linear layer as the 8-bit graph computes it."""
-
-    def __init__(self, integers: Tensor, scale: Tensor, divisor: Tensor, activations: str) -> None:
+    def __init__(self, integers: Tensor, scale: Tensor, smoothing: Tensor, scheme: Scheme) -> None:
         super().__init__()
         self.integers, self.scale = integers, scale  # [in, out], [out]
-        self.divisor = divisor  # [in]
-        self.activations = activations
+        self.smoothing = smoothing  # [in]
+        self.scheme = scheme
+        self.error = 0.0
         self.bias = torch.zeros_like(scale)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[n, tokens, in] to [n, tokens, out]."""
         return self.input(x) @ (self.integers * self.scale) + self.bias
 
     def input(self, x: Tensor) -> Tensor:
-        """What is left of the input in 8 bits."""
-        x = x / self.divisor
-        if self.activations == "float":
-            return x
-        if self.activations == "int8":
-            return rounded(x)
-        token = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8)
-        return rounded(x / token) * token
+        """The input [n, tokens, in], smoothed, and rounded to the values that 8 bits can hold."""
+        x = x / self.smoothing
+        match self.scheme.activations:
+            case "float":
+                return x
+            case "per_tensor":
+                return fake_quantise(x)
+            case "per_token":
+                token = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8)
+                return fake_quantise(x / token) * token
 
 
 @dataclass(frozen=True)
 class Calibrate:
-    """Writes PLAN, and ROUNDED: weights, scales and biases; the LayerNorms that took in divisors.
+    """Reads CHECKPOINT, writes PLAN.
 
-    `alphas` are SmoothQuant's: 0 leaves the range of a channel to the activations, 1 moves it into
-    the weights. A group takes the way of least error, except that it saves the work of per-token
-    scaling where that gains less than `worth`; and above `limit` its activations stay float.
+    Each group uses the scheme with the lowest error. Per-tensor activations are preferred unless
+    per-token scales reduce the squared error by more than `per_token_gain`. If even the best scheme
+    exceeds `max_error`, activations stay in float.
     """
 
     alphas: tuple[float | None, ...] = (None, 0.25, 0.4, 0.5, 0.6, 0.75)
-    worth: float = 1.2  # in squared error
-    limit: float = 0.01  # squared error, relative to the squared output
-    damping: float = 0.01  # of the rounding, relative to the mean square of a channel
+    per_token_gain: float = 1.2  # a factor
+    max_error: float = 0.01  # squared error, relative to the squared output
+    percdamp: float = 0.01  # of GPTQ
     folder: Folder | None = None
 
-    def __call__(self, source: Path, out: Path) -> None:
-        tower = load(source, "linear").tower
-        plan: dict[str, dict[str, object]] = {}
-        tensors: dict[str, Tensor] = {}
+    reads: ClassVar = (Artifact.CHECKPOINT,)
+    writes: ClassVar = Artifact.PLAN
+
+    def __call__(self, inputs: Inputs, out: Path) -> None:
+        checkpoint = inputs[Artifact.CHECKPOINT]
+        tower = load(checkpoint, "linear").tower
+        linears: list[QuantisedLinear] = []
+        folded: dict[str, Any] = {}
         with torch.inference_mode():
-            pixels = torch.from_numpy(self._pixels(geometry(source)))
+            pixels = torch.from_numpy(self._pixels(read_geometry(checkpoint)))
             exact = actual = tower.embeddings(pixels, interpolate_pos_encoding=True)
-            for number, layer in enumerate(progress(tower.encoder.layers, "layers")):
-                twin = copy.deepcopy(layer)
-                paths = inputs(layer, exact), inputs(twin, actual)
-                for group in GROUPS:
-                    modules = [layer.get_submodule(name) for name in group.layers]
-                    way, made = self.round(modules, next(paths[0]), next(paths[1]))
-                    for name, module in zip(group.layers, made, strict=True):
-                        twin.set_submodule(name, module)
-                        plan[f"tower.encoder.layers.{number}.{name}"] = way
-                exact, actual = next(paths[0]), next(paths[1])
-                for name, tensor in written(layer, twin).items():
-                    tensors[f"tower.encoder.layers.{number}.{name}"] = tensor
-        (out / PLAN).write_text(json.dumps(plan, indent=2) + "\n", "utf-8")
-        save_file(tensors, out / ROUNDED)
-        carry(source, out, WEIGHTS, CONFIG, PREPROCESSOR, SOURCE)
+            for number, layer in enumerate(inputs.progress(tower.encoder.layers, "layers")):
+                exact, actual, quantised = self.layer(layer, exact, actual)
+                made, parameters = fold(layer, quantised, f"tower.encoder.layers.{number}")
+                linears += made
+                folded |= parameters
+        write_plan(Plan(tuple(linears), folded), out)
 
-    def round(
-        self, modules: Sequence[Any], exact: Tensor, actual: Tensor
-    ) -> tuple[dict[str, object], list[Rounded]]:
-        """How a group is quantised, and its layers in 8 bits.
+    def layer(
+        self, layer: nn.Module, exact: Tensor, actual: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Simulated]]:
+        """Quantise one encoder layer.
 
-        `exact` is their input in float, `actual` what it is after the layers rounded so far.
+        `exact` [n, tokens, hidden] is its input in float, `actual` its input after the layers
+        quantised so far. Both outputs, and the quantised linear layers by name.
         """
+        with recorded(layer) as float_inputs:
+            exact = run(layer, exact)
+        quantised: dict[str, Simulated] = {}
+
+        def quantise(group: Group, x: Tensor) -> None:
+            modules = [layer.get_submodule(name) for name in group.layers]
+            layers = self.quantise(modules, float_inputs[group.layers[0]], x)
+            quantised.update(zip(group.layers, layers, strict=True))
+
+        with replaced(layer, quantised, quantise):
+            actual = run(layer, actual)
+        return exact, actual, quantised
+
+    def quantise(self, modules: Sequence[Any], exact: Tensor, actual: Tensor) -> list[Simulated]:
+        """A group's layers in 8 bits; `exact` and `actual` are their input, as in `layer`."""
         weight = torch.cat([module.weight.T for module in modules], dim=1)
-        way, error = self.choose(actual, weight)
-        scale = divisor(actual, weight, way.alpha)
-        smoothed = weight * scale[:, None]
-        _, steps = signed(smoothed)
-        seen = Rounded(smoothed, steps, scale, way.activations).input(actual)
-        integers = gptq(smoothed / steps, moments(some(seen, SEEN)), self.damping)
-        lost = mean(exact) @ weight.double() - mean(seen) @ (integers * steps).double()
-        made = []
+        scheme, error = self.choose(actual, weight)
+        s = smoothing(actual, weight, scheme.alpha)
+        smoothed = weight * s[:, None]
+        _, scale = symmetric(smoothed)
+        x = Simulated(smoothed, scale, s, scheme).input(actual)
+        sample = sample_tokens(x, CALIBRATION_TOKENS)
+        integers = gptq(smoothed / scale, hessian(sample), self.percdamp)
+        lost = mean(exact) @ weight.double() - mean(x) @ (integers * scale).double()
+        layers = []
         start = 0
         for module in modules:
             part = slice(start, start := start + module.weight.shape[0])
-            made.append(Rounded(integers[:, part], steps[part], scale, way.activations))
-            made[-1].bias = module.bias + lost[part].float()
-        return {**asdict(way), "error": float(f"{error:.3g}")}, made
+            layers.append(Simulated(integers[:, part], scale[part], s, scheme))
+            layers[-1].error = float(f"{error:.3g}")
+            layers[-1].bias = module.bias + lost[part].float()
+        return layers
 
-    def choose(self, x: Tensor, weight: Tensor) -> tuple[Way, float]:
-        """The way to quantise a group with this `weight` [in, out], and its error."""
-        tried = some(x, TRIED)
-        exact = tried @ weight
+    def choose(self, x: Tensor, weight: Tensor) -> tuple[Scheme, float]:
+        """The scheme for a group with input `x` [n, tokens, in] and `weight` [in, out].
+
+        With it the squared error that it makes, relative to the squared output.
+        """
+        sample = sample_tokens(x, SEARCH_TOKENS)
+        exact = sample @ weight
         total = exact.square().sum().clamp(min=1e-30)
-        ends = x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)  # of the whole tensor
-        whole = torch.cat([tried, *ends], dim=1)
-        best: dict[str, tuple[float, Way]] = {}
+        # A per-tensor range is that of all tokens: each channel's extremes join as two tokens.
+        extremes = x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)
+        whole = torch.cat([sample, *extremes], dim=1)
+        best: dict[str, tuple[float, Scheme]] = {}
         for alpha in self.alphas:
-            scale = divisor(x, weight, alpha)
-            integers, steps = signed(weight * scale[:, None])
-            for activations in ("int8", "int8 per token"):
-                layer = Rounded(integers, steps, scale, activations)
-                found = layer(whole if activations == "int8" else tried)[:, : tried.shape[1]]
-                error = float((found - exact).square().sum() / total)
-                if activations not in best or error < best[activations][0]:
-                    best[activations] = error, Way(activations, alpha)
-        per_tensor, per_token = best["int8"], best["int8 per token"]
-        error, way = per_tensor if per_tensor[0] <= self.worth * per_token[0] else per_token
-        if error > self.limit:
-            return Way("float", None), error
-        return way, error
+            s = smoothing(x, weight, alpha)
+            integers, scale = symmetric(weight * s[:, None])
+            for scheme in (Scheme("per_tensor", alpha), Scheme("per_token", alpha)):
+                layer = Simulated(integers, scale, s, scheme)
+                kind = scheme.activations
+                y = layer(whole if kind == "per_tensor" else sample)[:, : sample.shape[1]]
+                error = float((y - exact).square().sum() / total)
+                if kind not in best or error < best[kind][0]:
+                    best[kind] = error, scheme
+        per_tensor, per_token = best["per_tensor"], best["per_token"]
+        prefer_tensor = per_tensor[0] <= self.per_token_gain * per_token[0]
+        error, scheme = per_tensor if prefer_tensor else per_token
+        if error > self.max_error:
+            return Scheme("float", None), error
+        return scheme, error
 
     def _pixels(self, shape: Geometry) -> PixelValues:
-        """[n, 3, side, side]: pictures, and the middle of each, enlarged.
+        """[n, 3, side, side]: pictures, and the center of each, enlarged.
 
-        Smooth pictures bear rounding worst: all their tokens err in one direction. At half the
-        native size, four times as many fit into the time.
+        Smooth pictures suffer most from quantisation: all their tokens err in one direction. At
+        half the native size, four times as many fit into the time.
         """
         if self.folder:
             pictures = list(images.folder(self.folder.path).values())
@@ -184,136 +217,150 @@ class Calibrate:
             [
                 images.pixel_values(part, side, side, shape.normalisation)
                 for rgb in pictures
-                for part in (rgb, middle(rgb))
+                for part in (rgb, center_crop(rgb))
             ]
         )
 
 
-def inputs(layer: Any, hidden: Tensor) -> Iterator[Tensor]:
-    """The input of each of GROUPS in turn, then the layer's output.
+def run(layer: nn.Module, hidden: Tensor) -> Tensor:
+    """Transformers' own encoder layer: [n, tokens, hidden] to the same."""
+    output = layer(hidden, None)
+    return output if isinstance(output, Tensor) else output[0]
 
-    A linear layer is run when what follows it is asked for: until then it may be replaced.
+
+@contextmanager
+def recorded(layer: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """While inside: the input of each linear layer of GROUPS, by name, once `layer` has run."""
+    inputs: dict[str, Tensor] = {}
+
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, arguments: inputs.update({name: arguments[0]})
+
+    handles = [
+        layer.get_submodule(name).register_forward_pre_hook(record(name))
+        for group in GROUPS
+        for name in group.layers
+    ]
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def replaced(
+    layer: nn.Module,
+    quantised: dict[str, Simulated],
+    quantise: Callable[[Group, Tensor], None],
+) -> Iterator[None]:
+    """While inside: each linear layer of GROUPS gives what its quantised version gives.
+
+    When the first layer of a group runs, `quantise` is called with the group's input and must add
+    its layers to `quantised`.
     """
-    attention, mlp = layer.self_attn, layer.mlp
-    x = layer.layer_norm1(hidden)
-    yield x
-    q, k, v = (
-        linear(x).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-        for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    x = nn.functional.scaled_dot_product_attention(q, k, v, scale=attention.scale)
-    x = x.transpose(1, 2).flatten(2)
-    del q, k, v
-    yield x
-    hidden = hidden + attention.out_proj(x)
-    x = layer.layer_norm2(hidden)
-    yield x
-    x = mlp.activation_fn(mlp.fc1(x))
-    yield x
-    yield hidden + mlp.fc2(x)
+
+    def replace(group: Group, name: str) -> Callable[..., Tensor]:
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...], _output: Tensor) -> Tensor:
+            if name not in quantised:
+                quantise(group, arguments[0])
+            result: Tensor = quantised[name](arguments[0])
+            return result
+
+        return hook
+
+    handles = [
+        layer.get_submodule(name).register_forward_hook(replace(group, name))
+        for group in GROUPS
+        for name in group.layers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def written(layer: Any, twin: Any) -> dict[str, Tensor]:
-    """What the graph needs of a layer whose linear layers were rounded in `twin`."""
-    tensors: dict[str, Tensor] = {}
+def fold(
+    layer: nn.Module, quantised: dict[str, Simulated], prefix: str
+) -> tuple[list[QuantisedLinear], dict[str, Any]]:
+    """A layer's part of the plan: its linear layers, and the LayerNorms that took in smoothing.
+
+    Where the module in front is linear or a LayerNorm, dividing its output by s costs nothing.
+    """
+    quantised = {name: copy.copy(module) for name, module in quantised.items()}
+    parameters: dict[str, Any] = {}
+    explicit: dict[str, Tensor] = {}
     for group in GROUPS:
-        for name in group.layers:
-            module = twin.get_submodule(name)
-            tensors[f"{name}.weight_int8"] = module.integers.to(torch.int8)
-            tensors[f"{name}.weight_scale"] = module.scale.clone()
-            tensors[f"{name}.bias"] = module.bias.clone()
-    for group in GROUPS:
-        scale = twin.get_submodule(group.layers[0]).divisor
-        if group.absorber is None:
-            tensors[f"{group.layers[0]}.smoothing"] = 1 / scale
-        elif f"{group.absorber}.weight_scale" in tensors:
-            tensors[f"{group.absorber}.weight_scale"] /= scale
-            tensors[f"{group.absorber}.bias"] /= scale
+        s = quantised[group.layers[0]].smoothing
+        if group.folded_into is None:
+            explicit |= dict.fromkeys(group.layers, 1 / s)
+        elif group.folded_into in quantised:
+            module = quantised[group.folded_into]
+            module.scale, module.bias = module.scale / s, module.bias / s
         else:
+            norm = layer.get_submodule(group.folded_into)
             for kind in ("weight", "bias"):
-                tensors[f"{group.absorber}.{kind}"] = (
-                    getattr(layer.get_submodule(group.absorber), kind) / scale
-                )
-    return tensors
+                value = getattr(norm, kind) / s
+                parameters[f"{prefix}.{group.folded_into}.{kind}"] = value.numpy()
+    linears = [
+        QuantisedLinear(
+            name=f"{prefix}.{name}",
+            scheme=module.scheme,
+            error=module.error,
+            weight=module.integers.to(torch.int8).numpy(),
+            scale=module.scale.numpy(),
+            bias=module.bias.numpy(),
+            smoothing=explicit[name].numpy() if name in explicit else None,
+        )
+        for group in GROUPS
+        for name in group.layers
+        for module in (quantised[name],)
+    ]
+    return linears, parameters
 
 
-def divisor(x: Tensor, weight: Tensor, alpha: float | None) -> Tensor:
-    """SmoothQuant's scale for each input channel, around 1. https://arxiv.org/abs/2211.10438"""
+def smoothing(x: Tensor, weight: Tensor, alpha: float | None) -> Tensor:
+    """SmoothQuant's s for each input channel [in], geometric mean 1; x is divided by it.
+
+    s = max|x|^alpha / max|W|^(1 - alpha) for x [n, tokens, in] and W [in, out]. Alpha 0 leaves
+    the range of a channel to the activations, 1 moves it into the weights. https://arxiv.org/abs/2211.10438
+    """
     if alpha is None:
         return torch.ones(len(weight))
     largest = x.abs().amax(dim=(0, 1)).clamp(min=1e-5)
-    scale = largest**alpha / weight.abs().amax(dim=1).clamp(min=1e-5) ** (1 - alpha)
-    return (scale / scale.log().mean().exp()).contiguous()
+    s = largest**alpha / weight.abs().amax(dim=1).clamp(min=1e-5) ** (1 - alpha)
+    return (s / s.log().mean().exp()).contiguous()
 
 
-def middle(rgb: Rgb) -> Rgb:
-    """An eighth of the height and width."""
+def center_crop(rgb: Rgb) -> Rgb:
+    """The middle of a picture, an eighth of its height and width."""
     height, width, _ = rgb.shape
     down, across = max(1, height // 8), max(1, width // 8)
     top, left = (height - down) // 2, (width - across) // 2
     return rgb[top : top + down, left : left + across]
 
 
-def some(x: Tensor, count: int) -> Tensor:
-    """About `count` of the tokens, evenly spread over each image."""
+def sample_tokens(x: Tensor, count: int) -> Tensor:
+    """About `count` of the tokens of [n, tokens, channels], evenly spread over each image."""
     n, tokens, _ = x.shape
     return x[:, :: max(1, n * tokens // count)]
 
 
 def mean(x: Tensor) -> Tensor:
-    """Over all tokens, in double precision."""
+    """Over all tokens of [n, tokens, channels], in double precision: [channels]."""
     return x.mean(dim=1, dtype=torch.float64).mean(dim=0)
 
 
-def moments(x: Tensor) -> Tensor:
-    """The mean over all tokens of the product of each two channels: [channels, channels]."""
-    rows = x.flatten(0, 1)
-    return (rows.T @ rows).double() / len(rows)
+def symmetric(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round [in, out] to integers from -127 to 127, with a scale per output channel [out]."""
+    scale = (weight.abs().amax(dim=0) / 127).clamp(min=1e-30)
+    return (weight / scale).round(), scale
 
 
-def gptq(weight: Tensor, moments: Tensor, damping: float) -> Tensor:
-    """Round [in, out], whose unit is one step, so that products with such inputs change least."""
-    order = moments.diagonal().argsort(descending=True, stable=True)
-    damped = moments[order][:, order]
-    damped.diagonal().add_(damping * damped.diagonal().mean() + 1e-30)
-    left = weight.double()[order]
-    with one_thread():
-        root = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
-        inverse = torch.linalg.solve_triangular(root, torch.eye(len(root)).double(), upper=True)
-        for start in range(0, len(left), BLOCK):
-            block = slice(start, start + BLOCK)
-            errors = torch.empty_like(left[block])
-            for i, share in enumerate(inverse[block, block]):
-                whole = left[start + i].round().clamp(-127, 127)
-                errors[i] = (left[start + i] - whole) / share[i]
-                left[block][i + 1 :] -= torch.outer(share[i + 1 :], errors[i])
-                left[start + i] = whole
-            left[start + BLOCK :] -= inverse[block, start + BLOCK :].T @ errors
-    integers = torch.empty_like(weight)
-    integers[order] = left.float()
-    return integers
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """For many small operations, in which threads would mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def signed(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers of [in, out] from -127 to 127, and a scale per output channel."""
-    steps = (weight.abs().amax(dim=0) / 127).clamp(min=1e-30)
-    return (weight / steps).round(), steps
-
-
-def rounded(x: Tensor) -> Tensor:
-    """As DynamicQuantizeLinear does, image by image: 256 steps over the range, 0 being one."""
+def fake_quantise(x: Tensor) -> Tensor:
+    """As DynamicQuantizeLinear and back, image by image: uint8 over the range, zero among them."""
     low, high = x.amin(dim=(1, 2), keepdim=True), x.amax(dim=(1, 2), keepdim=True)
-    step = ((high.clamp(min=0) - low.clamp(max=0)) / 255).clamp(min=1e-30)
-    zero = (-low.clamp(max=0) / step).round()
-    return ((x / step + zero).round().clamp(0, 255) - zero) * step
+    scale = ((high.clamp(min=0) - low.clamp(max=0)) / 255).clamp(min=1e-30)
+    zero_point = (-low.clamp(max=0) / scale).round()
+    return ((x / scale + zero_point).round().clamp(0, 255) - zero_point) * scale

@@ -8,21 +8,29 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from build import hub, tensors, tower
-from build.errors import BuildError
-from build.tensors import FLOATS, Tensor
-from build.tower import ADAPTER, CONFIG, INDEX, PROCESSORS, SINGLE, Piece
+from build import hub, tower
+from build.artifacts import (
+    CONFIG,
+    SOURCE,
+    WEIGHTS,
+    Artifact,
+    BuildError,
+    Geometry,
+    Inputs,
+    write_geometry,
+)
+from build.tower import ADAPTER, FLOATS, INDEX, PROCESSORS, SINGLE, Piece, Tensor
+from sidecar.manifest import Normalisation
 
-WEIGHTS = "weights.safetensors"
-PREPROCESSOR = PROCESSORS[0]
-SOURCE = "source.json"
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 # A float is NaN or infinite where all the bits of its exponent are set.
 EXPONENT = {"F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80), "F32": (np.uint32, 0x7F800000)}
@@ -30,27 +38,30 @@ EXPONENT = {"F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80), "F32": (np.
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Reads a directory in Hugging Face format; writes WEIGHTS, CONFIG, PREPROCESSOR and SOURCE.
+    """Reads a directory in Hugging Face format; writes WEIGHTS, CONFIG, GEOMETRY and SOURCE.
 
-    Tensors keep the dtype that they are stored in and go by our names for them. PREPROCESSOR is
-    left out where the checkpoint has none. `model_id` and `revision` are only written down.
-    Raises BuildError.
+    Tensors keep the dtype that they are stored in and go by our names for them. `revision` stands
+    for what `directory` holds: a commit, or the hash of its contents. Raises BuildError.
     """
 
     model_id: str
     revision: str
+    directory: Path = field(repr=False)  # the same content elsewhere is the same checkpoint
 
-    def __call__(self, source: Path, out: Path) -> None:
+    reads: ClassVar = ()
+    writes: ClassVar = Artifact.CHECKPOINT
+
+    def __call__(self, _: Inputs, out: Path) -> None:
+        source = self.directory
         pieces = _select(source, self.model_id)
         shutil.copyfile(source / CONFIG, out / CONFIG)
-        if text := _preprocessor(source):
-            (out / PREPROCESSOR).write_bytes(text)
+        write_geometry(_geometry(source, self.model_id), out)
         # Widest type first, as the safetensors library does, so that every tensor is aligned.
         widest_first = dict(
             sorted(pieces.items(), key=lambda item: (-FLOATS[item[1].tensor.dtype], item[0]))
         )
         with (out / WEIGHTS).open("wb") as target:
-            target.write(tensors.header({name: p.tensor for name, p in widest_first.items()}))
+            target.write(tower.header({name: p.tensor for name, p in widest_first.items()}))
             for name, piece in widest_first.items():
                 for chunk in _finite(name, source, piece):
                     target.write(chunk)
@@ -60,8 +71,8 @@ class Checkpoint:
         (out / SOURCE).write_text(text_of_source + "\n", encoding="utf-8")
 
 
-def locate(source: str, revision: str | None = None) -> tuple[Checkpoint, Path]:
-    """Turn what the user typed into the pipeline's first step and the directory that it reads.
+def locate(source: str, revision: str | None = None) -> Checkpoint:
+    """Turn what the user typed into the pipeline's first step.
 
     A directory is taken as it is, its contents' hash for its revision. A hub id is fetched, as far
     as it is in no cache yet. Raises BuildError.
@@ -71,14 +82,14 @@ def locate(source: str, revision: str | None = None) -> tuple[Checkpoint, Path]:
         if revision is not None:
             raise BuildError("--revision goes with a hub id; a directory has only what it holds.")
         directory = directory.resolve()
-        return Checkpoint(directory.name, fingerprint(directory)), directory
+        return Checkpoint(directory.name, fingerprint(directory), directory)
     if directory.exists() or not HUB_ID.fullmatch(source):
         raise BuildError(
             f"expected a directory in Hugging Face format or a hub id such as "
             f"google/medgemma-4b-it, found neither at {source}."
         )
     commit, place = hub.fetch(source, revision)
-    return Checkpoint(source, commit), place
+    return Checkpoint(source, commit, place)
 
 
 def fingerprint(directory: Path) -> str:
@@ -104,7 +115,7 @@ def _select(directory: Path, name: str) -> dict[str, Piece]:
 
 def _headers(directory: Path, name: str) -> dict[str, dict[str, Tensor]]:
     if (directory / SINGLE).is_file():
-        return {SINGLE: tensors.read_header(directory / SINGLE)}
+        return {SINGLE: tower.read_header(directory / SINGLE)}
     if not (directory / INDEX).is_file():
         if (directory / ADAPTER).is_file():
             raise tower.adapter_error((directory / ADAPTER).read_bytes(), name)
@@ -112,12 +123,32 @@ def _headers(directory: Path, name: str) -> dict[str, dict[str, Tensor]]:
             f"{name} has neither {SINGLE} nor {INDEX}; expected weights in safetensors format. "
             "Save it again with Transformers' save_pretrained."
         )
-    found: dict[str, dict[str, Tensor]] = {}
+    headers: dict[str, dict[str, Tensor]] = {}
     for file in tower.shard_names((directory / INDEX).read_bytes()):
         if not (directory / file).is_file():
             raise BuildError(f"{name} lacks the shard {file}. Download or copy it again.")
-        found[file] = tensors.read_header(directory / file)
-    return found
+        headers[file] = tower.read_header(directory / file)
+    return headers
+
+
+def _geometry(directory: Path, name: str) -> Geometry:
+    config = tower.read_config((directory / CONFIG).read_bytes(), name)
+    vision, text = tower.sizes(config)
+    settings: dict[str, Any] = json.loads(_preprocessor(directory) or b"{}")
+    default = Normalisation()
+    return Geometry(
+        patch_size=vision["patch_size"],
+        native=vision["image_size"],
+        layers=vision["num_hidden_layers"],
+        hidden=vision["hidden_size"],
+        text_hidden=text["hidden_size"],
+        normalisation=Normalisation(
+            mean=tuple(settings.get("image_mean", default.mean)),
+            std=tuple(settings.get("image_std", default.std)),
+            resample=RESAMPLE[settings.get("resample", 2)],
+            rescale=float(settings.get("rescale_factor", default.rescale)),
+        ),
+    )
 
 
 def _preprocessor(directory: Path) -> bytes | None:
@@ -135,7 +166,7 @@ def _preprocessor(directory: Path) -> bytes | None:
 
 
 def _chunks(directory: Path, piece: Piece) -> Iterator[bytes]:
-    return tensors.read(directory / piece.file, piece.tensor.start, piece.tensor.stop)
+    return tower.read(directory / piece.file, piece.tensor.start, piece.tensor.stop)
 
 
 def _finite(name: str, directory: Path, piece: Piece) -> Iterator[bytes]:
@@ -146,7 +177,7 @@ def _finite(name: str, directory: Path, piece: Piece) -> Iterator[bytes]:
         if ((bits & exponent) == exponent).any():
             raise BuildError(
                 f"{name} holds NaN or infinity, expected finite weights. Use a checkpoint whose "
-                f"training did not diverge. If {tensors.named(directory / piece.file)} was "
+                f"training did not diverge. If {tower.named(directory / piece.file)} was "
                 "damaged, delete it, and download or copy it again."
             )
         yield chunk

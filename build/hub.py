@@ -2,14 +2,16 @@
 
 huggingface_hub does the talking, so tokens, mirrors (HF_ENDPOINT), offline mode and its cache
 behave as its users know them. Of each shard we ask for the header, then for the bytes that hold our
-tensors. They are kept in the hub's assets cache; a partial file's length says how far we came.
+tower. They are kept in the hub's assets cache; a partial file's length says how far we came.
 """
 
+import errno
 import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +26,14 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from huggingface_hub.utils import (
     WeakFileLock,
@@ -37,11 +43,9 @@ from huggingface_hub.utils import (
     tqdm,
 )
 
-from build import tensors, tower
-from build.errors import BuildError
-from build.hub_errors import explained
-from build.tensors import PREFIX, Tensor
-from build.tower import ADAPTER, CONFIG, INDEX, PROCESSORS, SINGLE, Piece
+from build import tower
+from build.artifacts import BuildError
+from build.tower import ADAPTER, CONFIG, INDEX, PREFIX, PROCESSORS, SINGLE, Piece, Tensor
 
 LIBRARY = "vision-sidecar"
 PATIENCE = 5  # attempts in a row that bring nothing, before we give up
@@ -54,7 +58,7 @@ def fetch(model_id: str, revision: str | None = None) -> tuple[str, Path]:
 
     Fetches only what is in no cache yet. Raises BuildError.
     """
-    with explained(model_id, revision):
+    with _explained(model_id, revision):
         snapshot, online = _resolve(model_id, revision or constants.DEFAULT_REVISION)
         commit = snapshot.name
         place = cached_assets_path(LIBRARY, namespace=model_id, subfolder=commit)
@@ -89,13 +93,13 @@ class _Repository:
 
     def cached(self, file: str) -> Path | None:
         """Where the hub's own cache has the whole file."""
-        found = try_to_load_from_cache(self.model_id, file, revision=self.commit)
-        return Path(found) if isinstance(found, str) else None
+        path = try_to_load_from_cache(self.model_id, file, revision=self.commit)
+        return Path(path) if isinstance(path, str) else None
 
     def small(self, file: str) -> Path | None:
         """A file that need not exist, by way of the hub's own cache."""
         try:
-            found = hf_hub_download(
+            path = hf_hub_download(
                 self.model_id, file, revision=self.commit, local_files_only=not self.online
             )
         except RemoteEntryNotFoundError:
@@ -104,7 +108,7 @@ class _Repository:
             if self.online:  # the network went away: what it would have said is not known
                 raise
             return None
-        return Path(found)
+        return Path(path)
 
     def headers(self) -> dict[str, dict[str, Tensor]]:
         """The header of every shard that holds tensors of ours."""
@@ -131,22 +135,22 @@ class _Repository:
             except _NoRanges:
                 path = Path(hf_hub_download(self.model_id, file, revision=self.commit))
         if path is not None:
-            yield from tensors.read(path, start, stop)
+            yield from tower.read(path, start, stop)
 
     def _header(self, file: str) -> dict[str, Tensor]:
         kept = self.place / f"{file}.header"
         if self.cached(file) is None and not kept.exists():
-            base = tensors.header_size(b"".join(self.read(file, 0, PREFIX)), file)
+            base = tower.header_size(b"".join(self.read(file, 0, PREFIX)), file)
             text = b"".join(self.read(file, PREFIX, base))
             if self.cached(file) is None:
                 partial = kept.with_name(kept.name + ".partial")
                 partial.write_bytes(self._size(file).to_bytes(PREFIX, "little") + text)
                 partial.replace(kept)
         if path := self.cached(file):
-            return tensors.read_header(path)
+            return tower.read_header(path)
         content = kept.read_bytes()
         size = int.from_bytes(content[:PREFIX], "little")
-        return tensors.parse(content[PREFIX:], size or None, file)
+        return tower.parse(content[PREFIX:], size or None, file)
 
     def _size(self, file: str) -> int:
         """The file's size, or 0 where the server, some mirror, does not tell."""
@@ -214,7 +218,7 @@ def _resolve(model_id: str, revision: str) -> tuple[Path, bool]:
 def _collect(repository: _Repository, pieces: Mapping[str, Piece]) -> None:
     """Fetch the pieces into one safetensors file, going on where an earlier attempt ended."""
     ordered = sorted(pieces.items(), key=lambda item: (item[1].file, item[1].tensor.start))
-    head = tensors.header({name: piece.tensor for name, piece in ordered})
+    head = tower.header({name: piece.tensor for name, piece in ordered})
     runs = _runs([piece for _, piece in ordered])
     total = len(head) + sum(stop - start for _, start, stop in runs)
     partial = repository.place / f"{SINGLE}.partial"
@@ -276,3 +280,63 @@ def _check_space(place: Path, needed: int) -> None:
             f"the disk of {place} has {free / GB:.2f} GB free, expected {needed / GB:.2f} GB. Make "
             "room, or point HF_HOME at another disk; what was fetched so far is kept."
         )
+
+
+@contextmanager
+def _explained(model_id: str, revision: str | None) -> Iterator[None]:
+    """Turn whatever goes wrong on the way into a BuildError."""
+    try:
+        yield
+    except (OSError, httpx2.HTTPError, HFValidationError) as error:
+        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None
+        raise BuildError(_reason(cause or error, model_id, revision)) from error
+
+
+def _reason(error: BaseException, model_id: str, revision: str | None) -> str:
+    page = f"{constants.ENDPOINT}/{model_id}"
+    match error:
+        case GatedRepoError() if error.response.status_code == httpx2.codes.UNAUTHORIZED:
+            return (
+                f"{model_id} is gated and no token came with the request. Accept its licence on "
+                f"{page}, then sign in with `hf auth login` or set HF_TOKEN."
+            )
+        case GatedRepoError():
+            return (
+                f"{model_id} is gated and your account has no access to it yet. Accept its licence "
+                f"on {page} with the account that the token belongs to, then run this again."
+            )
+        case RepositoryNotFoundError():
+            return (
+                f"{constants.ENDPOINT} knows no model {model_id}, or it is private. Check the "
+                "spelling; for a private model sign in with `hf auth login` or set HF_TOKEN."
+            )
+        case RevisionNotFoundError():
+            return f"{model_id} has no revision {revision}. Choose one from {page}/commits/main."
+        case OfflineModeIsEnabled() | LocalEntryNotFoundError():
+            return (
+                f"{model_id} is not in the cache and HF_HUB_OFFLINE is set. Unset it, or run once "
+                "with a network."
+            )
+        case HfHubHTTPError() if error.response.status_code == httpx2.codes.UNAUTHORIZED:
+            return f"{constants.ENDPOINT} refused the token. Sign in again with `hf auth login`."
+        case HfHubHTTPError():
+            said = f" ({error.server_message})" if error.server_message else ""
+            return (
+                f"{constants.ENDPOINT} answered {error.response.status_code}{said} for {model_id}. "
+                "Try again later; what was fetched so far is kept."
+            )
+        case httpx2.HTTPError():
+            return (
+                f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}). Check the "
+                "network and run this again; what was fetched so far is kept."
+            )
+        case HFValidationError():
+            return (
+                f"{model_id!r} is neither a directory nor a hub id such as google/medgemma-4b-it."
+            )
+        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return (
+                f"the disk of {constants.HF_HOME} is full. Make room, or point HF_HOME at another "
+                "disk, and run this again; what was fetched so far is kept."
+            )
+    return f"{model_id} could not be fetched: {error}"

@@ -4,14 +4,11 @@ They come with packages that the build needs anyway, so that nothing is download
 and PyWavelets name the origin and the licence of each.
 """
 
-from dataclasses import dataclass
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from build.errors import BuildError
 from sidecar import images
 from sidecar.errors import SidecarError
 from sidecar.job import PixelValues, Rgb
@@ -29,22 +26,6 @@ VALIDATION = (
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-@dataclass(frozen=True)
-class Folder:
-    """A user's own images; `digest` changes with their content."""
-
-    path: Path
-    digest: str
-
-    @classmethod
-    def at(cls, path: Path) -> "Folder":
-        """Raises BuildError where there is no image."""
-        digest = sha256()
-        for file in _files(path):
-            digest.update(file.read_bytes())
-        return cls(path, digest.hexdigest()[:16])
-
-
 def bundled(name: str) -> Rgb:
     """One of the images named above, as RGB of shape [height, width, 3]."""
     if name == "ecg.png":
@@ -57,16 +38,16 @@ def bundled(name: str) -> Rgb:
 
 
 def folder(path: Path) -> dict[str, Rgb]:
-    """Every image in a directory, by file name. Raises BuildError."""
-    return {file.name: read(file) for file in _files(path)}
+    """Every image in a directory, by file name. Raises OSError."""
+    return {file.name: read(file) for file in files(path)}
 
 
 def read(path: Path) -> Rgb:
-    """Decode as the sidecar does. Raises BuildError."""
+    """Decode as the sidecar does. Raises OSError."""
     try:
         return images.decode(path.read_bytes(), LARGEST)
     except SidecarError as error:
-        raise BuildError(f"{path.name}: {error}") from error
+        raise OSError(f"{path.name}: {error}") from error
 
 
 def pixel_values(rgb: Rgb, height: int, width: int, how: Normalisation) -> PixelValues:
@@ -74,17 +55,17 @@ def pixel_values(rgb: Rgb, height: int, width: int, how: Normalisation) -> Pixel
     return images.to_pixel_values(rgb, height, width, how)
 
 
-def _files(path: Path) -> list[Path]:
+def files(path: Path) -> list[Path]:
     if not path.is_dir():
-        raise BuildError(f"expected a directory of images, found none at {path}.")
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-    if not found:
-        raise BuildError(f"expected PNG, JPEG or WebP files in {path}, found none.")
-    return found
+        raise NotADirectoryError(f"expected a directory of images, found none at {path}.")
+    pictures = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not pictures:
+        raise FileNotFoundError(f"expected PNG, JPEG or WebP files in {path}, found none.")
+    return pictures
 
 
 def _package(name: str) -> Path:
     spec = find_spec(name)
     if spec is None or spec.origin is None:
-        raise BuildError(f"the package {name} is missing. Run `make install` first.")
+        raise FileNotFoundError(f"the package {name} is missing. Run `make install` first.")
     return Path(spec.origin).parent

@@ -1,63 +1,100 @@
-"""The last step: model files, report and manifest become a model directory."""
+"""The last steps: the golden record, and the manifest that describes a model directory.
+
+Files are described where they lie; the command line puts them into one directory.
+"""
 
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import ClassVar
 
-from build.checkpoint import SOURCE
-from build.kernels import GOLDEN, KERNELS_GRAPHS, plain_graph
-from build.pipeline import carry, times
-from build.reference import Projection, geometry
-from build.validate import REPORT
-from sidecar import manifest
+from build.artifacts import (
+    CUSTOM_OP_GRAPHS,
+    GOLDEN_RECORD,
+    REPORT,
+    SOURCE,
+    TOOLS,
+    Artifact,
+    Inputs,
+    Projection,
+    data_of,
+    plain_graph,
+    read_geometry,
+)
+from sidecar import engine, manifest
+from sidecar.session import Session
 
-TOOLS = ("numpy", "onnx-ir", "onnxruntime", "onnxscript", "pillow", "torch", "transformers")
+
+@dataclass(frozen=True)
+class Golden:
+    """Reads CHECKPOINT and `graphs`, writes GOLDEN: the plain graph's outputs for one input.
+
+    The sidecar holds every graph that it loads against this record.
+    """
+
+    graphs: Artifact = Artifact.QUANTISED_GRAPHS
+    dynamic: bool = True  # the graph takes other resolutions than the native one
+
+    writes: ClassVar = Artifact.GOLDEN
+
+    @property
+    def reads(self) -> tuple[Artifact, ...]:
+        return (Artifact.CHECKPOINT, self.graphs)
+
+    def __call__(self, inputs: Inputs, out: Path) -> None:
+        shape = read_geometry(inputs[Artifact.CHECKPOINT])
+        side = min(shape.resolutions) if self.dynamic else shape.native
+        engine.record(Session(plain_graph(inputs[self.graphs])), side, out / GOLDEN_RECORD)
 
 
 @dataclass(frozen=True)
 class Package:
-    """Writes the manifest beside the graph; adds to the report how long each step took."""
+    """Writes MANIFEST: the manifest of a model directory, and its report."""
 
     recipe: str
     projection: Projection
-    dynamic: bool
+    graphs: Artifact = Artifact.QUANTISED_GRAPHS
+    dynamic: bool = True
 
-    def __call__(self, source: Path, out: Path) -> None:
-        graph = plain_graph(source)
-        optional = (f"{graph.name}.data", *KERNELS_GRAPHS, GOLDEN)
-        names = [graph.name, *(name for name in optional if (source / name).exists())]
-        carry(source, out, *names)
-        shape = geometry(source)
-        origin = json.loads((source / SOURCE).read_text("utf-8"))
-        made = manifest.Manifest(
+    writes: ClassVar = Artifact.MANIFEST
+
+    @property
+    def reads(self) -> tuple[Artifact, ...]:
+        return (Artifact.CHECKPOINT, self.graphs, Artifact.GOLDEN, Artifact.REPORT)
+
+    def __call__(self, inputs: Inputs, out: Path) -> None:
+        shape = read_geometry(inputs[Artifact.CHECKPOINT])
+        origin = json.loads((inputs[Artifact.CHECKPOINT] / SOURCE).read_text("utf-8"))
+        graphs = inputs[self.graphs]
+        graph = plain_graph(graphs)
+        optional = (data_of(graph).name, *CUSTOM_OP_GRAPHS)
+        names = [graph.name, *(name for name in optional if (graphs / name).exists())]
+        files = manifest.describe(graphs, names)
+        files |= manifest.describe(inputs[Artifact.GOLDEN], [GOLDEN_RECORD])
+        tools = {name: version(name) for name in TOOLS}
+        described = manifest.Manifest(
             model_id=origin["model_id"],
             revision=origin["revision"],
             recipe=self.recipe,
             projection=self.projection,
             graph=graph.name,
-            patch_size=int(shape.vision.patch_size),
-            vision_hidden=int(shape.vision.hidden_size),
+            patch_size=shape.patch_size,
+            vision_hidden=shape.hidden,
             text_hidden=shape.text_hidden,
             default_resolution=shape.native,
             resolutions=shape.resolutions if self.dynamic else (shape.native,),
             normalisation=shape.normalisation,
-            files=manifest.describe(out, names),
+            files=files,
             kernels=tuple(
                 manifest.CustomOpsGraph(name, operators)
-                for name, operators in KERNELS_GRAPHS.items()
-                if name in names
+                for name, operators in CUSTOM_OP_GRAPHS.items()
+                if name in files
             ),
-            golden=GOLDEN if GOLDEN in names else "",
-            tools=tools(),
+            golden=GOLDEN_RECORD,
+            tools=tools,
         )
-        manifest.write(made, out)
-        report = json.loads((source / REPORT).read_text("utf-8"))
-        report = {"recipe": self.recipe, "projection": self.projection, **report}
-        report |= {"tools": tools(), "seconds": times(source)}
+        manifest.write(described, out)
+        report = json.loads((inputs[Artifact.REPORT] / REPORT).read_text("utf-8"))
+        report = {"recipe": self.recipe, "projection": self.projection, **report, "tools": tools}
         (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-
-
-def tools() -> dict[str, str]:
-    """The versions that the model's bytes depend on."""
-    return {name: version(name) for name in TOOLS}

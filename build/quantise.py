@@ -1,29 +1,32 @@
-"""Float graph to 8-bit graph. One graph change, one small function.
+"""Float graph and plan to 8-bit graphs: the step, and the lowering to ONNX Runtime's own operators.
 
-Weights become signed 8-bit integers with a scale per output channel, those that `Calibrate` found
-where it was at work. Activations are quantised while running, where it measured that they bear it.
+One graph change, one small function. Nothing is decided here: the plan says how each layer is
+quantised.
 """
 
-import json
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
-from build.calibrate import PLAN, ROUNDED
-from build.checkpoint import PREPROCESSOR, SOURCE, WEIGHTS
-from build.export import FLOAT_BYTES, GRAPH, save
-from build.pipeline import carry
-from build.tower import CONFIG
+from build import custom_ops, graph
+from build.artifacts import (
+    CUSTOM_OP_GRAPHS,
+    FLOAT,
+    QUANTISED,
+    Artifact,
+    Inputs,
+    Plan,
+    QuantisedLinear,
+    read_plan,
+)
+from build.graph import initializer, insert_before, is_stored
 
-QUANTISED = "vision_encoder_quant.onnx"
-VECTOR = 64  # numbers: for fewer of them it is not worth a node
+SMALL_VECTOR = 64  # numbers: fewer of them are not worth a node
 Array = NDArray[np.float32]
 
 
@@ -31,95 +34,116 @@ Array = NDArray[np.float32]
 class Seed:
     """The original recipe, to the letter: ONNX Runtime's dynamic quantiser with uint8 weights."""
 
-    def __call__(self, source: Path, out: Path) -> None:
+    reads: ClassVar = (Artifact.FLOAT_GRAPH,)
+    writes: ClassVar = Artifact.QUANTISED_GRAPHS
+
+    def __call__(self, inputs: Inputs, out: Path) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
+        source = inputs[Artifact.FLOAT_GRAPH] / FLOAT
         with tempfile.TemporaryDirectory(dir=out) as scratch:
             target = Path(scratch) / QUANTISED
-            quantize_dynamic(source / GRAPH, target, weight_type=QuantType.QUInt8)
-            save(ir.load(target), out / QUANTISED)
-        carry(source, out, WEIGHTS, CONFIG, PREPROCESSOR, SOURCE, FLOAT_BYTES)
+            quantize_dynamic(source, target, weight_type=QuantType.QUInt8)
+            graph.save(ir.load(target), out / QUANTISED)
 
 
 @dataclass(frozen=True)
 class Quantise:
-    """Every linear layer as PLAN and ROUNDED say; what they do not name, weights alone."""
+    """Reads FLOAT_GRAPH and PLAN, writes QUANTISED_GRAPHS: one for any machine, and custom ops'."""
 
-    def __call__(self, source: Path, out: Path) -> None:
-        model = ir.load(source / GRAPH)
-        plan = json.loads((source / PLAN).read_text("utf-8"))
-        quantise(model, plan, load_file(source / ROUNDED))
-        save(model, out / QUANTISED)
-        carry(source, out, PLAN, FLOAT_BYTES, WEIGHTS, CONFIG, PREPROCESSOR, SOURCE)
+    reads: ClassVar = (Artifact.FLOAT_GRAPH, Artifact.PLAN)
+    writes: ClassVar = Artifact.QUANTISED_GRAPHS
+
+    def __call__(self, inputs: Inputs, out: Path) -> None:
+        source = inputs[Artifact.FLOAT_GRAPH] / FLOAT
+        plan = read_plan(inputs[Artifact.PLAN])
+        model = ir.load(source)
+        quantise(model, plan)
+        graph.save(model, out / QUANTISED)
+        for name, operators in CUSTOM_OP_GRAPHS.items():
+            model = ir.load(source)
+            quantise(model, plan, operators)
+            graph.save_sharing(model, out / name, out / QUANTISED)
 
 
-def quantise(
-    model: ir.Model, plan: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, NDArray[Any]]
-) -> None:
-    """Quantise `model` in place; `tensors` are what `Calibrate` wrote, by their names here."""
-    for name, array in tensors.items():  # of biases and LayerNorms
+def quantise(model: ir.Model, plan: Plan, custom: tuple[str, ...] = ()) -> None:
+    """Lower `model` in place: `custom` names the custom ops that may be used, none by default.
+
+    What the plan does not name (patches, positions, the projection) is quantised weight-only.
+    """
+    vectors = {f"{linear.name}.bias": linear.bias for linear in plan.linears} | dict(plan.folded)
+    for name, array in vectors.items():
         if name in model.graph.initializers:
             model.graph.initializers[name].const_value = ir.tensor(array, name=name)
-    inputs: dict[tuple[ir.Value, bool], Activation] = {}
+    planned = {f"{linear.name}.weight": linear for linear in plan.linears}
+    plain, ours = Linears(model), custom_ops.Linears(model)
     for node in list(model.graph):
-        if node.op_type == "MatMul" and _constant(node.inputs[1]):
-            name = node.name.rpartition("/")[0]
-            if name not in plan:
-                weights_only(model, node, 1, axis=1)
-                continue
-            weight = tensors[f"{name}.weight_int8"], tensors[f"{name}.weight_scale"]
-            if f"{name}.smoothing" in tensors:
-                smooth(model, node, tensors[f"{name}.smoothing"])
-            if plan[name]["activations"] == "float":
-                weights_only(model, node, 1, axis=1, given=weight)
+        if node.op_type == "MatMul" and is_stored(node.inputs[1]):
+            linear = planned.pop(node.inputs[1].name, None)
+            if linear is None:
+                weight_only(model, node, 1, *symmetric(stored(node, 1), axis=1))
+            elif linear.scheme.activations == "float":
+                smooth(model, node, linear)
+                weight_only(model, node, 1, linear.weight, linear.scale)
+            elif "Linear" in custom:
+                ours(node, linear.name, linear.weight, linear.scale, linear.smoothing)
             else:
-                per_token = plan[name]["activations"] == "int8 per token"
-                linear(model, node, per_token, weight, inputs)
+                plain(node, linear)
+    if planned:
+        raise ValueError(f"the graph has no layer for {min(planned)} of the plan.")
     for node in list(model.graph):
-        if node.op_type == "Conv" and _constant(node.inputs[1]):
-            weights_only(model, node, 1, axis=0)
-        elif node.op_type == "Reshape" and _constant(node.inputs[0]):  # the positions
-            weights_only(model, node, 0, axis=0)
+        if node.op_type == "Conv" and is_stored(node.inputs[1]):
+            weight_only(model, node, 1, *symmetric(stored(node, 1), axis=0))
+        elif node.op_type == "Reshape" and is_stored(node.inputs[0]):  # the positions
+            weight_only(model, node, 0, *symmetric(stored(node, 0), axis=0))
+    if "Attention" in custom:
+        custom_ops.attention(model)
+    if custom:
+        model.opset_imports[custom_ops.DOMAIN] = 1
     halve_vectors(model)
 
 
-def halve_vectors(model: ir.Model) -> None:
-    """Store biases, scales and the LayerNorms' parameters in 16 bits, where they bear it.
+class Linears:
+    """x W as a product of integers. ONNX Runtime fuses these nodes into MatMulIntegerToFloat."""
 
-    ONNX Runtime unfolds them once, while loading. They are a hundredth of the weights, and what the
-    scale per output channel takes more than one per tensor.
-    """
-    for value in list(model.graph.initializers.values()):
-        array = value.const_value.numpy()
-        if array.dtype != np.float32 or array.ndim != 1 or array.size < VECTOR:
-            continue
-        with np.errstate(over="ignore"):
-            half = array.astype(np.float16)
-        # A bias is added: what is lost of a small one matters as little as it is small.
-        least = 2.0**-14 if value.name.endswith(".bias") else 0
-        if (np.abs(half - array) <= 2.0**-10 * np.maximum(np.abs(array), least)).all():
-            stored = _initializer(model, f"{value.name}_half", half)
-            first = next(node for node in model.graph if value in node.inputs)
-            cast = _before(
-                first, "Cast", (stored,), f"{value.name}/Cast", {"to": ir.DataType.FLOAT}
-            )
-            (whole,) = cast.outputs
-            whole.shape, whole.type = value.shape, value.type
-            ir.convenience.replace_all_uses_with(value, whole)
-            del model.graph.initializers[value.name]
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        # By input and scheme, what was quantised already: q, k and v share theirs.
+        self.quantised: dict[tuple[ir.Value, str], Activation] = {}
 
-
-def smooth(model: ir.Model, node: ir.Node, factor: Array) -> None:
-    """Multiply the channels of what goes into `node`, which has nothing linear in front of it."""
-    name = node.name.rpartition("/")[0]
-    value = _initializer(model, f"{name}.smoothing", factor)
-    product = _before(node, "Mul", (node.inputs[0], value), f"{name}/Mul_smoothing")
-    node.replace_input_with(0, product.outputs[0])
+    def __call__(self, node: ir.Node, linear: QuantisedLinear) -> None:
+        """Replace the MatMul `node`."""
+        smooth(self.model, node, linear)
+        x, name, kind = node.inputs[0], linear.name, linear.scheme.activations
+        activation = self.quantised.get((x, kind))
+        if activation is None:
+            activation = self.quantised[x, kind] = quantise_activation(self.model, node, x, kind)
+        weight = initializer(self.model, f"{name}.weight_int8", linear.weight)
+        scale = initializer(self.model, f"{name}.weight_scale", linear.scale)
+        product = insert_before(
+            node,
+            "MatMulInteger",
+            (activation.integers, weight, activation.zero_point),
+            f"{name}/MatMulInteger",
+        )
+        (number,) = insert_before(
+            node, "Cast", product.outputs, f"{name}/Cast", {"to": ir.DataType.FLOAT}
+        ).outputs
+        (scales,) = insert_before(
+            node, "Mul", (activation.scale, scale), f"{name}/Mul_scales"
+        ).outputs
+        (y,) = insert_before(node, "Mul", (number, scales), f"{name}/Mul_result").outputs
+        if activation.token is not None:
+            (y,) = insert_before(node, "Mul", (y, activation.token), f"{name}/Mul_token").outputs
+        graph.replace(self.model, node, y)
 
 
 @dataclass(frozen=True)
 class Activation:
-    """A layer's input in 8 bits: the integers, their scale and zero point; each token's divisor."""
+    """A layer's input in 8 bits: the integers, their scale and zero point.
+
+    `token` [n, tokens, 1] is what each token was divided by first; None: nothing.
+    """
 
     integers: ir.Value
     scale: ir.Value
@@ -127,121 +151,99 @@ class Activation:
     token: ir.Value | None
 
 
-def linear(
-    model: ir.Model,
-    node: ir.Node,
-    per_token: bool,
-    weight: tuple[NDArray[np.int8], Array],
-    inputs: dict[tuple[ir.Value, bool], Activation],
-) -> None:
-    """x W as a product of integers. ONNX Runtime fuses these nodes into MatMulIntegerToFloat.
-
-    `inputs` holds what was quantised already: q, k and v share theirs.
-    """
-    x = node.inputs[0]
-    assert x is not None
-    name = node.name.rpartition("/")[0]
-    integers, scale = weight
-    found = inputs.get((x, per_token))
-    if found is None:
-        found = inputs[x, per_token] = _activation(model, node, x, per_token)
-    weights = _initializer(model, f"{name}.weight_int8", integers)
-    weight_scale = _initializer(model, f"{name}.weight_scale", scale)
-    product = _before(
-        node, "MatMulInteger", (found.integers, weights, found.zero_point), f"{name}/MatMulInteger"
+def quantise_activation(model: ir.Model, node: ir.Node, x: ir.Value, kind: str) -> Activation:
+    """Quantise `x` in front of `node`: per tensor, or per token after dividing by its largest."""
+    producer = x.producer()
+    name = (producer.name if producer is not None else "input") + ".quantise"
+    token = None
+    if kind == "per_token":
+        last = initializer(model, "last_axis", np.array([-1], np.int64))
+        floor = initializer(model, "smallest_token", np.array(1e-8, np.float32))
+        (size,) = insert_before(node, "Abs", (x,), f"{name}/Abs").outputs
+        (top,) = insert_before(
+            node, "ReduceMax", (size, last), f"{name}/ReduceMax", {"keepdims": 1}
+        ).outputs
+        (token,) = insert_before(node, "Max", (top, floor), f"{name}/Max").outputs
+        (x,) = insert_before(node, "Div", (x, token), f"{name}/Div").outputs
+    quantised = insert_before(
+        node, "DynamicQuantizeLinear", (x,), f"{name}/DynamicQuantizeLinear", outputs=3
     )
-    number = _before(
-        node, "Cast", product.outputs, f"{name}/Cast", attributes={"to": ir.DataType.FLOAT}
-    )
-    scales = _before(node, "Mul", (found.scale, weight_scale), f"{name}/Mul_scales")
-    result = _before(node, "Mul", (number.outputs[0], scales.outputs[0]), f"{name}/Mul_result")
-    if found.token is not None:
-        result = _before(node, "Mul", (result.outputs[0], found.token), f"{name}/Mul_token")
-    _replace(model, node, result.outputs[0])
+    integers, scale, zero_point = quantised.outputs
+    return Activation(integers, scale, zero_point, token)
 
 
-def weights_only(
-    model: ir.Model,
-    node: ir.Node,
-    position: int,
-    axis: int,
-    given: tuple[NDArray[np.int8], Array] | None = None,
+def smooth(model: ir.Model, node: ir.Node, linear: QuantisedLinear) -> None:
+    """Multiply the channels of the input of `node` where the plan could not fold the factors."""
+    if linear.smoothing is not None:
+        factors = initializer(model, f"{linear.name}.smoothing", linear.smoothing)
+        product = insert_before(
+            node, "Mul", (node.inputs[0], factors), f"{linear.name}/Mul_smoothing"
+        )
+        node.replace_input_with(0, product.outputs[0])
+
+
+def weight_only(
+    model: ir.Model, node: ir.Node, position: int, integers: NDArray[np.int8], scale: Array
 ) -> None:
-    """Store one constant input in 8 bits. ONNX Runtime unfolds it once, while loading."""
+    """Store one constant input in 8 bits. ONNX Runtime dequantises it once, while loading."""
     value = node.inputs[position]
-    assert value is not None
-    integers, scale = given or signed(value.const_value.numpy(), axis)
     name = value.name
-    stored = _initializer(model, f"{name}_int8", integers)
-    scales = _initializer(model, f"{name}_scale", scale)
-    number = _before(node, "Cast", (stored,), f"{name}/Cast", attributes={"to": ir.DataType.FLOAT})
-    product = _before(node, "Mul", (number.outputs[0], scales), f"{name}/Mul")
+    weight = initializer(model, f"{name}_int8", integers)
+    scales = initializer(model, f"{name}_scale", scale)
+    (number,) = insert_before(
+        node, "Cast", (weight,), f"{name}/Cast", {"to": ir.DataType.FLOAT}
+    ).outputs
+    product = insert_before(node, "Mul", (number, scales), f"{name}/Mul")
     node.replace_input_with(position, product.outputs[0])
     if not value.uses():
-        del model.graph.initializers[value.name]
+        del model.graph.initializers[name]
 
 
-def signed(values: Array, axis: int) -> tuple[NDArray[np.int8], Array]:
-    """Symmetric 8-bit integers with one scale per index of `axis`, shaped to multiply them."""
+def halve_vectors(model: ir.Model) -> None:
+    """Store biases, scales and the LayerNorms' parameters in 16 bits, where they lose little.
+
+    ONNX Runtime widens them once, while loading. They are a hundredth of the weights, and what the
+    scale per output channel costs more than one per tensor.
+    """
+    narrow: dict[ir.Value, ir.Value] = {}
+    for value in list(model.graph.initializers.values()):
+        array = value.const_value.numpy()
+        if array.dtype == np.float32 and array.ndim == 1 and array.size >= SMALL_VECTOR:
+            half = halved(array, added=value.name.endswith(".bias"))
+            if half is not None:
+                narrow[value] = initializer(model, f"{value.name}_half", half)
+    for node in list(model.graph):
+        for value in node.inputs:
+            if value in narrow:
+                (whole,) = insert_before(
+                    node, "Cast", (narrow[value],), f"{value.name}/Cast", {"to": ir.DataType.FLOAT}
+                ).outputs
+                whole.shape, whole.type = value.shape, value.type
+                ir.convenience.replace_all_uses_with(value, whole)
+                del model.graph.initializers[value.name]
+
+
+def halved(array: Array, added: bool) -> NDArray[np.float16] | None:
+    """The vector in 16 bits, None where a value loses more than 2⁻¹⁰ of itself.
+
+    `added`: the vector is a bias. Below 2⁻¹⁴ its absolute error is what counts.
+    """
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    floor = 2.0**-14 if added else 0
+    error = np.abs(half.astype(np.float32) - array)
+    return half if (error <= 2.0**-10 * np.maximum(np.abs(array), floor)).all() else None
+
+
+def symmetric(values: Array, axis: int) -> tuple[NDArray[np.int8], Array]:
+    """Integers from -127 to 127 with one scale per index of `axis`, shaped to multiply them."""
     others = tuple(number for number in range(values.ndim) if number != axis)
     scale = np.abs(values).max(axis=others, keepdims=True) / 127
     scale = np.where(scale == 0, 1, scale).astype(np.float32)
     return np.clip(np.rint(values / scale), -127, 127).astype(np.int8), scale
 
 
-def _activation(model: ir.Model, node: ir.Node, x: ir.Value, per_token: bool) -> Activation:
-    producer = x.producer()
-    name = (producer.name if producer is not None else "input") + ".quantise"
-    token = None
-    if per_token:
-        last = _initializer(model, "last_axis", np.array([-1], np.int64))
-        floor = _initializer(model, "smallest_token", np.array(1e-8, np.float32))
-        size = _before(node, "Abs", (x,), f"{name}/Abs")
-        top = _before(
-            node, "ReduceMax", (size.outputs[0], last), f"{name}/ReduceMax", {"keepdims": 1}
-        )
-        (token,) = _before(node, "Max", (top.outputs[0], floor), f"{name}/Max").outputs
-        (x,) = _before(node, "Div", (x, token), f"{name}/Div").outputs
-    quantised = _before(node, "DynamicQuantizeLinear", (x,), f"{name}/DynamicQuantizeLinear", n=3)
-    integers, scale, zero_point = quantised.outputs
-    return Activation(integers, scale, zero_point, token)
-
-
-def _before(
-    node: ir.Node,
-    op: str,
-    inputs: Any,
-    name: str,
-    attributes: dict[str, Any] | None = None,
-    n: int = 1,
-) -> ir.Node:
-    made = ir.node(op, inputs, attributes=attributes, num_outputs=n, name=name)
-    node.graph.insert_before(node, made)
-    return made
-
-
-def _initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
-    if name in model.graph.initializers:
-        return model.graph.initializers[name]
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    model.graph.initializers[name] = value
-    return value
-
-
-def _replace(model: ir.Model, node: ir.Node, result: ir.Value) -> None:
-    (old,) = node.outputs
-    result.shape, result.type = old.shape, old.type
-    weight = node.inputs[1]
-    if old.is_graph_output():  # its name is the contract's
-        result.name, old.name = old.name, f"{old.name}.float"
-    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
-    model.graph.remove(node, safe=True)
-    if weight is not None and not weight.uses():
-        del model.graph.initializers[weight.name]
-
-
-def _constant(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer()
+def stored(node: ir.Node, position: int) -> NDArray[Any]:
+    """The values of a constant input."""
+    array: NDArray[Any] = node.inputs[position].const_value.numpy()
+    return array

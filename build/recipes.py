@@ -4,16 +4,14 @@ A new recipe is one more function in RECIPES. Nothing outside this file knows a 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
-from build.calibrate import Calibrate
+from build.artifacts import Artifact, BuildError, Projection, Step
+from build.calibrate import Calibrate, Folder
 from build.export import Export
-from build.images import Folder
-from build.kernels import Kernels
-from build.package import Package
-from build.pipeline import Step
+from build.package import Golden, Package
 from build.quantise import Quantise, Seed
-from build.reference import Projection
 from build.validate import Bars, Validate
 
 FAITHFUL = Bars(
@@ -36,6 +34,28 @@ class Choice:
     bars: tuple[tuple[str, float], ...] = ()  # in place of the recipe's, by name
     no_bars: bool = False
 
+    @classmethod
+    def parse(
+        cls,
+        projection: Projection | None,
+        calibrate: Path | None,
+        bars: Sequence[str],
+        no_bars: bool,
+    ) -> "Choice":
+        """From what was typed; `bars` are NAME=VALUE. Raises BuildError, OSError."""
+        known = [field.name for field in fields(Bars)]
+        parsed = []
+        for text in bars:
+            name, _, value = text.partition("=")
+            try:
+                parsed.append((name, float(value)))
+            except ValueError as error:
+                raise BuildError(f"expected --bar NAME=VALUE, found {text}.") from error
+            if name not in known:
+                raise BuildError(f"expected --bar with one of {', '.join(known)}, found {name}.")
+        folder = Folder.at(calibrate) if calibrate else None
+        return cls(projection, folder, tuple(parsed), no_bars)
+
     def hold(self, recipe: Bars) -> Bars:
         """The recipe's bars, changed as chosen."""
         return Bars() if self.no_bars else replace(recipe, **dict(self.bars))
@@ -48,9 +68,9 @@ def default(choice: Choice) -> Sequence[Step]:
         Calibrate(folder=choice.calibrate),
         Export(projection),
         Quantise(),
-        Kernels(),
+        Golden(),
         Validate(projection, bars=choice.hold(FAITHFUL)),
-        Package("default", projection, dynamic=True),
+        Package("default", projection),
     )
 
 
@@ -60,6 +80,7 @@ def seed(choice: Choice) -> Sequence[Step]:
     return (
         Export(projection, fused=False, half=True),
         Seed(),
+        Golden(dynamic=False),
         Validate(projection, dynamic=False, bars=choice.hold(Bars())),
         Package("seed", projection, dynamic=False),
     )
@@ -68,10 +89,12 @@ def seed(choice: Choice) -> Sequence[Step]:
 def unquantised(choice: Choice) -> Sequence[Step]:
     """`default` before it is quantised."""
     projection = choice.projection or "projector"
+    graphs = Artifact.FLOAT_GRAPH
     return (
         Export(projection),
-        Validate(projection, bars=choice.hold(Bars(token_cosine_min=0.9999))),
-        Package("float", projection, dynamic=True),
+        Golden(graphs),
+        Validate(projection, graphs, bars=choice.hold(Bars(token_cosine_min=0.9999))),
+        Package("float", projection, graphs),
     )
 
 

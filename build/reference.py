@@ -1,71 +1,23 @@
-"""The vision encoder in PyTorch, as Transformers computes it: the truth that we compare with."""
+"""The vision encoder in PyTorch, as Transformers computes it: the truth that we compare with.
+
+Only the model lives here. What it is loaded from was checked when the checkpoint was read.
+"""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import Gemma3Config, SiglipVisionConfig, SiglipVisionModel
+from transformers import Gemma3Config, SiglipVisionModel
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
-from build.checkpoint import PREPROCESSOR, WEIGHTS
-from build.errors import BuildError
-from build.tower import CONFIG
-from sidecar.manifest import GRID, TOKENS, Normalisation
-
-Projection = Literal["projector", "linear"]
+from build.artifacts import CONFIG, WEIGHTS, Projection
+from sidecar.manifest import GRID, TOKENS
 
 TOWER = "vision_tower."
 WEIGHT = "multi_modal_projector.mm_input_projection_weight"
 NORM = "multi_modal_projector.mm_soft_emb_norm.weight"
-RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What a checkpoint's configuration says of shapes and pixels."""
-
-    vision: SiglipVisionConfig
-    text_hidden: int
-    normalisation: Normalisation
-
-    @property
-    def step(self) -> int:
-        """Height and width are multiples of this: 16 patches."""
-        return GRID * int(self.vision.patch_size)
-
-    @property
-    def native(self) -> int:
-        return int(self.vision.image_size)
-
-    @property
-    def resolutions(self) -> tuple[int, ...]:
-        return tuple(range(self.step, self.native + 1, self.step))
-
-
-def geometry(checkpoint: Path) -> Geometry:
-    """Read CONFIG and PREPROCESSOR. Raises BuildError."""
-    content = json.loads((checkpoint / CONFIG).read_text("utf-8"))
-    if content.get("model_type") != "gemma3" or "vision_config" not in content:
-        raise BuildError(
-            f"expected a Gemma 3 checkpoint with a vision tower, found a configuration of type "
-            f"{content.get('model_type')!r}. MedGemma 4B and Gemma 3 4B, 12B and 27B have one."
-        )
-    config = Gemma3Config.from_dict(content)
-    vision = config.vision_config
-    vision.vision_use_head = False
-    found = Geometry(vision, int(config.text_config.hidden_size), _normalisation(checkpoint))
-    if config.mm_tokens_per_image != TOKENS or found.native % found.step:
-        raise BuildError(
-            f"expected {TOKENS} tokens an image and an image size that is a multiple of "
-            f"{found.step}, found {config.mm_tokens_per_image} tokens and {found.native} pixels."
-        )
-    if vision.num_channels != 3:
-        raise BuildError(f"expected images of 3 channels, found {vision.num_channels}.")
-    return found
 
 
 class VisionEncoderWrapper(nn.Module):
@@ -117,74 +69,33 @@ def load(
     checkpoint: Path,
     projection: Projection,
     *,
-    weights: str = WEIGHTS,
     half: bool = False,
     attention: str = "sdpa",
 ) -> VisionEncoderWrapper:
-    """Build the encoder in FP32 from what `Checkpoint` wrote; `half` rounds weights to FP16 first.
+    """Build the encoder in FP32 from the artefact CHECKPOINT.
 
-    Raises BuildError.
+    `half` rounds the weights to FP16 first; `attention` is one of Transformers' implementations.
     """
-    tensors = load_file(checkpoint / weights)
+    tensors = load_file(checkpoint / WEIGHTS)
     if half:
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
-    shape = geometry(checkpoint)
-    config = shape.vision
-    config._attn_implementation = attention
+    config = Gemma3Config.from_dict(json.loads((checkpoint / CONFIG).read_text("utf-8")))
+    vision = config.vision_config
+    vision.vision_use_head = False
+    vision._attn_implementation = attention
     with torch.device("meta"):
-        tower = SiglipVisionModel(config)
+        tower = SiglipVisionModel(vision)
     inside = {
         name.removeprefix(TOWER): tensor
         for name, tensor in tensors.items()
         if name.startswith(TOWER)
     }
-    _check(tower, inside)
     tower.load_state_dict(inside, assign=True)
     positions = tower.embeddings.position_embedding.num_embeddings
     tower.embeddings.position_ids = torch.arange(positions)[None]
-    for name in (WEIGHT, NORM)[: 2 if projection == "projector" else 1]:
-        if name not in tensors:
-            raise BuildError(f"the checkpoint lacks {name}, which the projection needs.")
-    weight = tensors[WEIGHT]
-    expected = (int(config.hidden_size), shape.text_hidden)
-    if tuple(weight.shape) != expected:
-        raise BuildError(f"expected {WEIGHT} of shape {expected}, found {tuple(weight.shape)}.")
     norm = None
     if projection == "projector":
-        norm = Gemma3RMSNorm(config.hidden_size, eps=config.layer_norm_eps)
+        norm = Gemma3RMSNorm(vision.hidden_size, eps=vision.layer_norm_eps)
         norm.weight = nn.Parameter(tensors[NORM])
-    return VisionEncoderWrapper(tower, norm, weight).eval().requires_grad_(False)
-
-
-def _check(tower: nn.Module, found: dict[str, Tensor]) -> None:
-    expected = {name: tuple(value.shape) for name, value in tower.state_dict().items()}
-    missing = sorted(expected.keys() - found.keys())
-    if missing:
-        raise BuildError(
-            f"the checkpoint lacks {len(missing)} of the vision tower's {len(expected)} tensors, "
-            f"the first being {missing[0]}. Is it a merged or a full checkpoint?"
-        )
-    for name, shape in sorted(expected.items()):
-        if tuple(found[name].shape) != shape:
-            raise BuildError(
-                f"expected {name} of shape {shape} as the configuration says, "
-                f"found {tuple(found[name].shape)}."
-            )
-    strange = sorted(found.keys() - expected.keys())
-    if strange:
-        raise BuildError(f"the vision tower has a tensor that we do not know: {strange[0]}.")
-
-
-def _normalisation(checkpoint: Path) -> Normalisation:
-    path = checkpoint / PREPROCESSOR
-    if not path.is_file():
-        return Normalisation()
-    content = json.loads(path.read_text("utf-8"))
-    default = Normalisation()
-    return Normalisation(
-        mean=tuple(content.get("image_mean", default.mean)),
-        std=tuple(content.get("image_std", default.std)),
-        resample=RESAMPLE[content.get("resample", 2)],
-        rescale=float(content.get("rescale_factor", default.rescale)),
-    )
+    return VisionEncoderWrapper(tower, norm, tensors[WEIGHT]).eval().requires_grad_(False)

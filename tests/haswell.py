@@ -68,13 +68,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the figures."""
     import torch
 
-    from build import demo, images
+    from build import demo, images, pipeline
     from build.__main__ import CACHE
+    from build.artifacts import read_geometry
     from build.checkpoint import locate
-    from build.export import OUTPUTS
-    from build.reference import geometry, load
-    from build.validate import compare
+    from build.metrics import compare
+    from build.reference import load
     from sidecar import model_files
+    from sidecar.job import OUTPUTS
 
     parser = argparse.ArgumentParser(prog="python -m tests.haswell", description=__doc__)
     parser.add_argument("model", type=Path)
@@ -88,11 +89,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         name: images.pixel_values(images.bundled(name), side, side, how) for name in names
     }
     with tempfile.TemporaryDirectory() as scratch:
-        step, source = locate(str(demo.checkpoint(CACHE, print)))
-        step(source, Path(scratch))
+        checkpoint = demo.checkpoint(CACHE, pipeline.code(demo.__name__), print)
+        locate(str(checkpoint))(pipeline.Inputs(), Path(scratch))
         projection: Any = described.projection
         reference = load(Path(scratch), projection)
-        assert side in geometry(Path(scratch)).resolutions
+        assert side in read_geometry(Path(scratch)).resolutions
         with torch.inference_mode():
             expected = {
                 name: dict(

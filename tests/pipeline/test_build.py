@@ -14,15 +14,16 @@ import torch
 
 from build import report
 from build.__main__ import build, main, place
+from build.artifacts import CUSTOM_OP_GRAPHS, Artifact, BuildError
 from build.checkpoint import locate
-from build.errors import BuildError
-from build.export import OUTPUTS
-from build.kernels import KERNELS_GRAPHS
+from build.metrics import Figure
+from build.pipeline import Inputs
 from build.recipes import Choice
 from build.reference import VisionEncoderWrapper, load, scores
-from build.validate import Bars, Figure, hold
+from build.validate import Bars, hold
 from sidecar import custom_ops, model_files
 from sidecar.custom_ops import CustomOpsUnavailable
+from sidecar.job import OUTPUTS
 from sidecar.session import Session
 from tests import tiny
 
@@ -46,8 +47,7 @@ def built(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 @pytest.fixture(scope="module")
 def reference(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> VisionEncoderWrapper:
     out = tmp_path_factory.mktemp("extracted")
-    step, source = locate(str(checkpoint))
-    step(source, out)
+    locate(str(checkpoint))(Inputs(), out)
     return load(out, "projector")
 
 
@@ -97,12 +97,12 @@ def test_the_quantised_graph_runs_every_size_close_to_the_reference(
     assert cosine.min() > 0.99
 
 
-@pytest.mark.parametrize("name", KERNELS_GRAPHS)
+@pytest.mark.parametrize("name", CUSTOM_OP_GRAPHS)
 def test_graphs_with_operators_of_ours_give_what_the_plain_one_gives(
     built: dict[str, Path], name: str
 ) -> None:
     try:
-        custom_ops.variant(KERNELS_GRAPHS[name])
+        custom_ops.variant(CUSTOM_OP_GRAPHS[name])
     except CustomOpsUnavailable as error:
         pytest.skip(str(error))
     ours, plain = Session(built["default"] / name, 2, custom_ops=True), session(built["default"])
@@ -120,7 +120,7 @@ def test_every_integer_product_and_attention_becomes_an_operator_of_ours(
 ) -> None:
     kinds = {
         name: Counter(node.op_type for node in ir.load(built["default"] / name).graph)
-        for name in ("vision_encoder_quant.onnx", *KERNELS_GRAPHS)
+        for name in ("vision_encoder_quant.onnx", *CUSTOM_OP_GRAPHS)
     }
     plain, linear, attention = kinds.values()
     assert linear["Linear"] == attention["MatMulInteger"] == plain["MatMulInteger"] > 0
@@ -142,7 +142,9 @@ def test_every_weight_is_stored_in_8_bits(built: dict[str, Path]) -> None:
         for tensor in model.graph.initializer
         if np.prod(tensor.dims) > max(tensor.dims, default=1)  # more than a vector
     }
-    assert len(stored) == 15  # six a layer; patches, positions, projection
+    a_layer = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    others = ("patch_embedding", "position_embedding", "projection")
+    assert len(stored) == tiny.VISION["num_hidden_layers"] * len(a_layer) + len(others)
     assert set(stored.values()) == {onnx.TensorProto.INT8}
 
 
@@ -226,12 +228,10 @@ def test_the_report_has_every_figure_at_both_sizes(built: dict[str, Path]) -> No
 
 
 def test_a_model_that_cannot_be_put_in_place_leaves_the_old_one_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, out = tmp_path / "made", tmp_path / "out"
-    for directory, text in ((made, "{}"), (out, '{"old": 1}')):
-        directory.mkdir()
-        (directory / "report.json").write_text(text)
+    out = shutil.copytree(built["float"], tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
@@ -241,8 +241,8 @@ def test_a_model_that_cannot_be_put_in_place_leaves_the_old_one_there(
 
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(OSError, match="antivirus"):
-        place(made, out, "key")
-    assert (out / "report.json").read_text() == '{"old": 1}'
+        place({Artifact.MANIFEST: built["default"]}, out, {})
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
 def test_reports_become_one_table(

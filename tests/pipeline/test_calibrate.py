@@ -1,9 +1,26 @@
-"""Rounding that knows what will be multiplied, against rounding to the nearest."""
+"""GPTQ against rounding to nearest, SmoothQuant by hand, and how a scheme is chosen."""
 
+import copy
+from pathlib import Path
+
+import pytest
 import torch
 from torch import Tensor
 
-from build.calibrate import Rounded, gptq, moments, signed
+from build.artifacts import Activations, Plan, Scheme, read_plan, write_plan
+from build.calibrate import (
+    GROUPS,
+    Calibrate,
+    Simulated,
+    fake_quantise,
+    fold,
+    run,
+    sample_tokens,
+    smoothing,
+    symmetric,
+)
+from build.gptq import gptq, hessian, inverse_cholesky
+from tests import tiny
 
 
 def similar_tokens() -> Tensor:
@@ -12,12 +29,12 @@ def similar_tokens() -> Tensor:
     return torch.randn(4, 1, 64) + 0.1 * torch.randn(4, 256, 64)
 
 
-def test_weights_are_rounded_so_that_the_products_change_least() -> None:
+def test_gptq_loses_less_of_the_products_than_rounding_to_nearest() -> None:
     x, weight = similar_tokens(), torch.randn(64, 32)
-    nearest, steps = signed(weight)
-    chosen = gptq(weight / steps, moments(x), damping=0.01)
+    nearest, scale = symmetric(weight)
+    chosen = gptq(weight / scale, hessian(x), percdamp=0.01)
     lost = [
-        (x @ (integers * steps - weight)).mean(dim=1).square().mean()
+        (x @ (integers * scale - weight)).mean(dim=1).square().mean()
         for integers in (nearest, chosen)
     ]
     assert chosen.equal(chosen.round())
@@ -25,8 +42,171 @@ def test_weights_are_rounded_so_that_the_products_change_least() -> None:
     assert lost[1] < lost[0] / 10
 
 
-def test_a_constant_input_is_rounded_without_loss_in_its_zeros() -> None:
-    x = torch.zeros(1, 8, 4)
-    for activations in ("int8", "int8 per token", "float"):
-        layer = Rounded(torch.ones(4, 2), torch.ones(2), torch.ones(4), activations)
-        assert layer(x).eq(0).all()
+def test_gptq_of_uncorrelated_inputs_rounds_to_nearest() -> None:
+    weight = 5 * torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    assert gptq(weight, torch.eye(8).double(), percdamp=0.01).equal(weight.round())
+
+
+def test_gptq_by_hand() -> None:
+    """Two equal inputs: what the first row is rounded off by, the second makes good."""
+    h = torch.ones(2, 2).double()
+    chosen = gptq(torch.tensor([[0.4], [0.4]]), h, percdamp=1e-9)
+    assert chosen.sum() == 1  # 0.4 + 0.4 = 0.8; rounding to nearest gives 0
+
+
+def test_the_hessian_is_the_mean_of_the_outer_products() -> None:
+    x = torch.tensor([[[1.0, 2.0], [3.0, 0.0]]])
+    assert hessian(x).tolist() == [[5, 1], [1, 2]]
+
+
+def test_the_inverse_cholesky_factor_multiplies_to_the_inverse() -> None:
+    h = torch.tensor([[4.0, 2.0], [2.0, 3.0]]).double()
+    u = inverse_cholesky(h)
+    assert u[1, 0] == 0
+    assert torch.allclose(u.T @ u, torch.linalg.inv(h))
+
+
+def test_smoothing_by_hand() -> None:
+    """SmoothQuant, equation 4: s = max|x|^a / max|W|^(1-a), here scaled to a mean of 1."""
+    x = torch.tensor([[[16.0, 1.0], [-4.0, 0.5]]])  # largest 16 and 1
+    weight = torch.tensor([[1.0, -0.5], [4.0, 2.0]])  # largest 1 and 4
+    assert smoothing(x, weight, 0.5).tolist() == pytest.approx([8**0.5, 1 / 8**0.5])
+    assert smoothing(x, weight, 1).tolist() == pytest.approx([4, 0.25])
+    assert smoothing(x, weight, 0).tolist() == pytest.approx([2, 0.5])  # 1 and 1/4, by their mean
+    assert smoothing(x, weight, None).tolist() == [1, 1]
+
+
+def test_fake_quantise_by_hand() -> None:
+    """From -1 to 4.1: the scale is 0.02, the zero point 50, so 0.013 becomes 0.02."""
+    x = torch.tensor([[[-1.0, 0.013], [0.0, 4.1]]])
+    assert fake_quantise(x).flatten().tolist() == pytest.approx([-1, 0.02, 0, 4.1], abs=1e-6)
+    positive = torch.tensor([[[1.0, 2.55]]])  # the range begins at zero all the same
+    assert fake_quantise(positive).flatten().tolist() == pytest.approx([1, 2.55], abs=1e-6)
+
+
+def test_each_image_has_a_range_of_its_own() -> None:
+    small, large = torch.randn(1, 8, 4), 1000 * torch.randn(1, 8, 4)
+    both = fake_quantise(torch.cat([small, large]))
+    assert both[:1].equal(fake_quantise(small))
+
+
+def test_symmetric_weights_have_a_scale_per_output_channel() -> None:
+    integers, scale = symmetric(torch.tensor([[1.27, -254.0], [-0.5, 3.0]]))
+    assert scale.tolist() == pytest.approx([0.01, 2])
+    assert integers.tolist() == [[127, -127], [-50, 2]]
+
+
+@pytest.mark.parametrize("activations", ["per_tensor", "per_token", "float"])
+def test_a_constant_input_is_quantised_without_loss_in_its_zeros(activations: Activations) -> None:
+    scheme = Scheme(activations, None)
+    layer = Simulated(torch.ones(4, 2), torch.ones(2), torch.ones(4), scheme)
+    assert layer(torch.zeros(1, 8, 4)).eq(0).all()
+
+
+def even_tokens() -> Tensor:
+    """[2, 128, 32], nothing stands out."""
+    return 2 * torch.rand(2, 128, 32, generator=torch.Generator().manual_seed(1)) - 1
+
+
+def weight() -> Tensor:
+    return torch.randn(32, 16, generator=torch.Generator().manual_seed(2))
+
+
+def test_even_inputs_get_per_tensor_activations() -> None:
+    scheme, error = Calibrate().choose(even_tokens(), weight())
+    assert scheme.activations == "per_tensor"
+    assert 0 < error < 1e-3
+
+
+def test_tokens_of_very_different_size_get_scales_of_their_own() -> None:
+    x = even_tokens()
+    x[:, ::2] *= 100
+    x[:, 1::2] *= 0.1
+    # Only the relative error of all tokens counts: with the large ones gone, the small decide.
+    scheme, _ = Calibrate(per_token_gain=1.0).choose(x, weight())
+    assert scheme.activations == "per_token"
+    scheme, _ = Calibrate(per_token_gain=1e9).choose(x, weight())
+    assert scheme.activations == "per_tensor"  # a gain that is not worth its nodes
+
+
+def test_outliers_in_a_channel_are_smoothed() -> None:
+    x = even_tokens()
+    x[:, :, 3] *= 100
+    w = weight()
+    w[3] /= 100
+    scheme, error = Calibrate().choose(x, w)
+    assert scheme.alpha is not None
+    _, plain = Calibrate(alphas=(None,)).choose(x, w)
+    assert error < plain / 10
+
+
+def test_activations_that_no_scheme_serves_stay_float() -> None:
+    scheme, error = Calibrate(max_error=1e-9).choose(even_tokens(), weight())
+    assert scheme == Scheme("float", None)
+    assert error > 1e-9
+
+
+def test_tokens_are_sampled_evenly() -> None:
+    x = torch.arange(12.0).reshape(1, 12, 1)
+    assert sample_tokens(x, 4).flatten().tolist() == [0, 3, 6, 9]
+    assert sample_tokens(x, 100).equal(x)
+
+
+@pytest.fixture(scope="module")
+def layer() -> torch.nn.Module:
+    """An encoder layer of Transformers."""
+    found: torch.nn.Module = tiny.model().model.vision_tower.encoder.layers[0]
+    return found
+
+
+def test_a_layer_is_quantised_through_its_own_forward(layer: torch.nn.Module) -> None:
+    x = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(3))
+    before = copy.deepcopy(layer.state_dict())
+    with torch.inference_mode():
+        exact, actual, quantised = Calibrate().layer(layer, x, x)
+        assert exact.equal(run(layer, x))  # no hook is left
+    assert quantised.keys() == {name for group in GROUPS for name in group.layers}
+    assert 0 < (actual - exact).square().mean() < 1e-3 * exact.square().mean()
+    assert all(value.equal(before[name]) for name, value in layer.state_dict().items())
+
+
+def test_the_plan_computes_what_the_calibration_saw(layer: torch.nn.Module) -> None:
+    """Float schemes and folded smoothing: the layer with the plan's weights gives the same."""
+    x = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        _, actual, quantised = Calibrate(alphas=(0.5,)).layer(layer, x, x)
+        for simulated in quantised.values():  # leave activations alone, so that only weights differ
+            simulated.scheme = Scheme("float", 0.5)
+        linears, folded = fold(layer, quantised, "layer")
+        planned = copy.deepcopy(layer)
+        for name, array in folded.items():
+            planned.get_parameter(name.removeprefix("layer.")).copy_(torch.from_numpy(array))
+        for linear in linears:
+            module = planned.get_submodule(linear.name.removeprefix("layer."))
+            w = torch.from_numpy(linear.weight * linear.scale)
+            if linear.smoothing is not None:
+                w = torch.from_numpy(linear.smoothing)[:, None] * w
+            module.get_parameter("weight").copy_(w.T)
+            module.get_parameter("bias").copy_(torch.from_numpy(linear.bias))
+        result = run(planned, x)
+    assert (result - actual).square().mean() < 1e-3 * actual.square().mean()
+    assert {linear.name for linear in linears if linear.smoothing is not None} == {"layer.mlp.fc2"}
+
+
+def test_a_plan_is_read_as_it_was_written(layer: torch.nn.Module, tmp_path: Path) -> None:
+    x = torch.randn(1, 64, 64, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        _, _, quantised = Calibrate().layer(layer, x, x)
+        linears, folded = fold(layer, quantised, "layer")
+    plan = Plan(tuple(linears), folded)
+    write_plan(plan, tmp_path)
+    again = read_plan(tmp_path)
+    assert [(a.name, a.scheme, a.error) for a in again.linears] == [
+        (a.name, a.scheme, a.error) for a in plan.linears
+    ]
+    for a, b in zip(again.linears, plan.linears, strict=True):
+        for kind in ("weight", "scale", "bias", "smoothing"):
+            one, other = getattr(a, kind), getattr(b, kind)
+            assert (one is None) == (other is None)
+            assert one is None or ((one == other).all() and one.dtype == other.dtype)
+    assert again.folded.keys() == plan.folded.keys()

@@ -10,15 +10,16 @@ from safetensors.torch import load_file
 from transformers import Gemma3Config
 
 from build import tower
-from build.checkpoint import PREPROCESSOR, SOURCE, WEIGHTS, locate
-from build.errors import BuildError
+from build.artifacts import SOURCE, WEIGHTS, BuildError, read_geometry
+from build.checkpoint import locate
+from build.pipeline import Inputs
+from sidecar.manifest import Normalisation
 from tests.pipeline import odd
 
 
 def extract(source: Path, out: Path) -> dict[str, torch.Tensor]:
-    step, directory = locate(str(source))
     out.mkdir()
-    step(directory, out)
+    locate(str(source))(Inputs(), out)
     return load_file(out / WEIGHTS)
 
 
@@ -56,11 +57,11 @@ def test_the_sizes_we_assume_where_the_config_has_none_are_those_of_transformers
 
 
 def test_the_revision_of_a_directory_follows_its_contents_not_its_layout(tmp_path: Path) -> None:
-    one, _ = locate(str(odd.write(tmp_path / "a" / "model", "plain", shards=2)))
-    same, _ = locate(str(odd.write(tmp_path / "b" / "model", "model", shards=1)))
+    one = locate(str(odd.write(tmp_path / "a" / "model", "plain", shards=2)))
+    same = locate(str(odd.write(tmp_path / "b" / "model", "model", shards=1)))
     norm = {"vision_tower.post_layernorm.bias": torch.ones(odd.HIDDEN, dtype=torch.bfloat16)}
-    other, _ = locate(str(odd.write(tmp_path / "c" / "model", "plain", shards=2, change=norm)))
-    assert one == same
+    other = locate(str(odd.write(tmp_path / "c" / "model", "plain", shards=2, change=norm)))
+    assert repr(one) == repr(same)  # and so the key of what is made of it
     assert one.revision != other.revision
 
 
@@ -75,16 +76,22 @@ def test_the_source_is_written_down_without_the_path_to_it(tmp_path: Path) -> No
 def test_an_image_processor_within_the_processor_of_transformers_5_is_found(tmp_path: Path) -> None:
     model = odd.write(tmp_path / "model")
     (model / "preprocessor_config.json").unlink()
-    (model / "processor_config.json").write_text(json.dumps({"image_processor": odd.PREPROCESSOR}))
+    settings = {**odd.PREPROCESSOR, "image_mean": [0.1, 0.2, 0.3], "resample": 3}
+    (model / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
     extract(model, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / PREPROCESSOR).read_text()) == odd.PREPROCESSOR
+    how = read_geometry(tmp_path / "out").normalisation
+    assert how == Normalisation(mean=(0.1, 0.2, 0.3), resample="bicubic", rescale=how.rescale)
 
 
-def test_a_checkpoint_without_an_image_processor_gets_none(tmp_path: Path) -> None:
+def test_a_checkpoint_without_an_image_processor_gets_the_usual_one(tmp_path: Path) -> None:
     model = odd.write(tmp_path / "model")
     (model / "preprocessor_config.json").unlink()
     extract(model, tmp_path / "out")
-    assert not (tmp_path / "out" / PREPROCESSOR).exists()
+    shape = read_geometry(tmp_path / "out")
+    assert shape.normalisation == Normalisation()
+    assert (shape.native, shape.patch_size, shape.layers) == (odd.IMAGE, 14, odd.LAYERS)
+    assert (shape.hidden, shape.text_hidden) == (odd.HIDDEN, odd.TEXT_HIDDEN)
+    assert shape.resolutions == (224, 448)
 
 
 def test_a_large_language_model_costs_no_memory(tmp_path: Path) -> None:

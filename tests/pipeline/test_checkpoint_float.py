@@ -6,9 +6,10 @@ import onnxruntime
 import pytest
 import torch
 
+from build.artifacts import FLOAT, Artifact
 from build.checkpoint import locate
-from build.export import GRAPH, Export
-from build.pipeline import run
+from build.export import Export
+from build.pipeline import Inputs, run
 from build.reference import load
 from tests.pipeline import odd
 
@@ -33,8 +34,7 @@ def truth(dtype: torch.dtype, pixels: torch.Tensor) -> torch.Tensor:
 def test_every_layout_and_dtype_computes_what_transformers_does(
     layout: str, dtype: str, pixels: torch.Tensor, tmp_path: Path
 ) -> None:
-    step, directory = locate(str(odd.write(tmp_path / "model", layout, dtype, shards=2)))
-    step(directory, tmp_path)
+    locate(str(odd.write(tmp_path / "model", layout, dtype, shards=2)))(Inputs(), tmp_path)
     with torch.no_grad():
         found = load(tmp_path, "projector")(pixels)[0]
     error = (found - truth(odd.DTYPES[dtype], pixels)).abs().max()
@@ -47,9 +47,9 @@ def test_every_layout_and_dtype_computes_what_transformers_does(
 def test_the_float_graph_of_a_checkpoint_of_odd_sizes_equals_transformers(
     pixels: torch.Tensor, tmp_path: Path
 ) -> None:
-    step, directory = locate(str(odd.write(tmp_path / "model")))
-    made = run([step, Export()], directory, tmp_path / "work", "", lambda _: None)
-    session = onnxruntime.InferenceSession(made / GRAPH, providers=["CPUExecutionProvider"])
+    step = locate(str(odd.write(tmp_path / "model")))
+    made = run([step, Export()], tmp_path / "work", lambda _: None)[Artifact.FLOAT_GRAPH]
+    session = onnxruntime.InferenceSession(made / FLOAT, providers=["CPUExecutionProvider"])
     found = session.run(["projected_embeddings"], {"pixel_values": pixels.numpy()})[0]
     assert found.shape == (2, 256, odd.TEXT_HIDDEN)
     np.testing.assert_allclose(found, truth(torch.bfloat16, pixels), rtol=1e-3, atol=1e-4)

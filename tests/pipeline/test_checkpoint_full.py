@@ -18,8 +18,8 @@ from time import perf_counter
 import numpy as np
 import pytest
 
-from build import tensors, tower
-from build.tensors import Tensor
+from build import tower
+from build.tower import Tensor
 from tests.pipeline.hub_server import Hub
 from tests.pipeline.test_hub import DRIVER
 
@@ -73,7 +73,7 @@ def write(directory: Path) -> None:
         ]
         entries = {name: Tensor("BF16", every[name], 0, 2 * prod(every[name])) for name in mine}
         with (directory / file).open("wb") as stream:
-            stream.write(tensors.header(entries))
+            stream.write(tower.header(entries))
             for entry in entries.values():
                 left = entry.size
                 while left:

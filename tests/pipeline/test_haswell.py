@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from build.export import OUTPUTS
-from build.validate import cosine
+from build.metrics import cosine
 from sidecar import model_files
+from sidecar.job import OUTPUTS
 from sidecar.session import Session
 from tests import haswell, tiny
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from build import tensors
+from build import tower
 from build.checkpoint import locate
+from build.pipeline import Inputs
 from build.tower import canonical
 from tests.pipeline import odd
 from tests.pipeline.hub_server import COMMIT, MEMBER, STRANGER, Hub
@@ -21,13 +22,14 @@ LOST_AT_MOST = 1 << 17  # bytes on their way when a build is killed: one piece s
 DRIVER = """
 import json, sys
 from build.checkpoint import locate
-from build.errors import BuildError
+from build.artifacts import BuildError
+from build.pipeline import Inputs
 try:
-    step, directory = locate(sys.argv[1], *sys.argv[2:])
-    step(directory, __import__("pathlib").Path("out"))
+    step = locate(sys.argv[1], *sys.argv[2:])
+    step(Inputs(), __import__("pathlib").Path("out"))
 except BuildError as error:
     sys.exit(f"error: {error}")
-print(json.dumps([step.model_id, step.revision, str(directory)]))
+print(json.dumps([step.model_id, step.revision, str(step.directory)]))
 """
 
 
@@ -99,8 +101,7 @@ def user(hub: Hub, tmp_path: Path) -> User:
 def weights(model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """What a build from the directory itself extracts."""
     out = tmp_path_factory.mktemp("out")
-    step, directory = locate(str(model))
-    step(directory, out)
+    locate(str(model))(Inputs(), out)
     return (out / "weights.safetensors").read_bytes()
 
 
@@ -108,7 +109,7 @@ def needed(model: Path) -> int:
     """Bytes of our tensors and of the headers of the shards that hold them."""
     total = 0
     for path in model.glob("*.safetensors"):
-        entries = tensors.read_header(path)
+        entries = tower.read_header(path)
         ours = [tensor for key, tensor in entries.items() if canonical(key)]
         if ours:
             base = min(tensor.start for tensor in entries.values())

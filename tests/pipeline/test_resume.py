@@ -7,14 +7,15 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from build import pipeline
 from build.__main__ import explain, main, place
+from build.artifacts import REPORT, Artifact, Inputs
 from build.checkpoint import Checkpoint
 from build.recipes import RECIPES, Choice
-from build.validate import REPORT
 from tests import tiny
 
 STEPS = [Checkpoint.__name__, *(type(step).__name__ for step in RECIPES["default"](Choice()))]
@@ -24,7 +25,7 @@ STEPS = [Checkpoint.__name__, *(type(step).__name__ for step in RECIPES["default
 # longer than a step.
 DRIVER = """
 import os, shutil, signal, sys, types
-from build import __main__ as cli
+from build import __main__ as cli, pipeline
 from build.checkpoint import Checkpoint
 from build.recipes import RECIPES, Choice
 
@@ -52,7 +53,7 @@ def build(inside, killed_in=None):
     _, status = os.waitpid(child, 0)
     print("ended", killed_in, os.waitstatus_to_exitcode(status), os.path.exists(out))
 
-cli._salt = lambda salt=cli._salt(): salt  # whatever is edited meanwhile
+pipeline.keys([Checkpoint("", "", ""), *RECIPES["default"](Choice())])  # caches the code's hashes
 for name in names:
     build("killed", name)
 build("killed")
@@ -100,12 +101,15 @@ def contents(directory: Path) -> dict[str, object]:
 def test_a_build_that_fails_leaves_no_half_written_files(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Fill:
-        def __call__(self, source: Path, out: Path) -> None:
+        reads: ClassVar = ()
+        writes: ClassVar = Artifact.PLAN
+
+        def __call__(self, _: Inputs, out: Path) -> None:
             (out / "half-written").write_bytes(b"x" * 1000)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(OSError, match="No space"):
-        pipeline.run([Fill()], tmp_path, tmp_path / "work", "", lambda _: None)
+        pipeline.run([Fill()], tmp_path / "work", lambda _: None)
     assert not list((tmp_path / "work").iterdir())
 
 
@@ -124,7 +128,10 @@ def test_a_place_where_no_model_can_be_put_is_told_before_any_work(
 class Vague:
     """As numpy's tofile, which names no errno."""
 
-    def __call__(self, source: Path, out: Path) -> None:
+    reads: ClassVar = ()
+    writes: ClassVar = Artifact.PLAN
+
+    def __call__(self, _: Inputs, out: Path) -> None:
         raise OSError("100000 requested and 16384 written")
 
 
@@ -132,11 +139,11 @@ def test_a_disk_that_fills_is_named_though_the_library_that_wrote_does_not_say_s
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(OSError, match="requested"):
-        pipeline.run([Vague()], tmp_path, tmp_path / "work", "", lambda _: None)
+        pipeline.run([Vague()], tmp_path / "work", lambda _: None)
     usage = shutil.disk_usage(tmp_path)._replace(free=4096)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OSError, match="No space"):
-        pipeline.run([Vague()], tmp_path, tmp_path / "work", "", lambda _: None)
+        pipeline.run([Vague()], tmp_path / "work", lambda _: None)
 
 
 def test_a_disk_that_fills_under_the_model_directory_is_named(
@@ -146,11 +153,9 @@ def test_a_disk_that_fills_under_the_model_directory_is_named(
         target.write_bytes(b"x" * 1000)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    made = tmp_path / "made"
-    made.mkdir()
-    (made / "manifest.json").touch()
+    made = tiny.build(tmp_path / "made", "float")
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(OSError, match="No space") as caught:
-        place(made, tmp_path / "out", "key")
+        place({Artifact.MANIFEST: made}, tmp_path / "out", {})
     assert "the disk is full. Make room" in explain(caught.value, tmp_path)
     assert list(tmp_path.iterdir()) == [made]
