@@ -16,7 +16,7 @@ from typing import BinaryIO, NoReturn
 
 from sidecar import encoder, handshake, hardening, log, manifest, priority, stdio, terminal
 from sidecar.console import FAILED, complain, say
-from sidecar.errors import Internal, SidecarError
+from sidecar.errors import Internal, SidecarError, exhausted
 from sidecar.server import LINGER_MS, Server
 from sidecar.service import Deliver, Service, failure
 from sidecar.settings import Settings, parse
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         code = commands[settings.command](settings, stdout)
     except Exception as error:
-        code = complain(Internal(f"a bug in the sidecar: {type(error).__name__}."))
+        bug = Internal(f"a bug in the sidecar: {type(error).__name__}.")
+        code = complain(exhausted(error) or bug)
     os._exit(code)  # a run in native code, or a reader that stalls, must not hold us up
 
 

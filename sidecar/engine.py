@@ -134,7 +134,7 @@ def check_session(
         if shortage := exhausted(error):
             raise shortage from error
         return Check("onnxruntime does not get through the graph")
-    for name, shape in _shapes(manifest).items():
+    for name, shape in output_shapes(manifest).items():
         if first[name].shape != shape:
             raise ModelInvalid(
                 f"the graph gives {name} of shape {list(first[name].shape)} where the manifest "
@@ -172,7 +172,7 @@ def read_record(files: ModelFiles) -> dict[str, FloatArray] | None:
         if len(data) > MAX_RECORD_BYTES:
             raise ValueError("a file beyond reason")  # noqa: TRY301
         with zipfile.ZipFile(BytesIO(data)) as archive:
-            return {name: _read(archive, name, _shapes(manifest)[name]) for name in RECORDED}
+            return {name: _read(archive, name, output_shapes(manifest)[name]) for name in RECORDED}
     except Exception as error:  # zipfile and numpy raise some ten types on other bytes
         raise exhausted(error) or ModelInvalid(
             f"{manifest.golden} is not a golden record of this model. {REBUILD}"
@@ -225,7 +225,7 @@ def _load(files: ModelFiles, attempt: _Attempt) -> tuple[Session, str]:
     return Session(path, attempt.threads, custom is not None, attempt.kleidiai), variant
 
 
-def _shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
+def output_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
     """The shapes of the outputs for one image."""
     width = manifest.text_hidden
     return dict(zip(OUTPUTS, [(1, TOKENS, width), (1, TOKENS), (1, width)], strict=True))

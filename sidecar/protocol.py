@@ -116,6 +116,13 @@ def decode(frames: Sequence[Frame]) -> Request:
     if not _is_id(id):
         raise Unreadable(None, RequestMalformed(f"expected an id from 0 to {MAX_ID}."))
     try:
+        if not _is_plain(header, MAX_DEPTH):
+            raise RequestMalformed(
+                f"expected a header that is a map with text keys, at most {MAX_DEPTH} levels deep, "
+                "without extension types."
+            )
+        if len(frames) > MAX_FRAMES:
+            raise RequestMalformed(f"expected 1 to {MAX_FRAMES} frames; {len(frames)} came.")
         return _request(id, header, frames[1:])
     except SidecarError as error:
         raise Unreadable(id, error) from error
@@ -144,11 +151,10 @@ def encode(reply: Reply) -> list[Frame]:
     ]
 
 
-def _header(frames: Sequence[Frame]) -> dict[str, Any]:
-    if not 1 <= len(frames) <= MAX_FRAMES:
-        raise Unreadable(
-            None, RequestMalformed(f"expected 1 to {MAX_FRAMES} frames; {len(frames)} came.")
-        )
+def _header(frames: Sequence[Frame]) -> dict[Any, Any]:
+    """A map, of whatever kind its keys and values are: its id may be readable nonetheless."""
+    if not frames:
+        raise Unreadable(None, RequestMalformed(f"expected 1 to {MAX_FRAMES} frames; 0 came."))
     if len(frames[0]) > MAX_HEADER:
         raise Unreadable(
             None,
@@ -158,16 +164,11 @@ def _header(frames: Sequence[Frame]) -> dict[str, Any]:
             ),
         )
     try:
-        header = msgpack.unpackb(frames[0], ext_hook=_refuse_extension)
+        header = msgpack.unpackb(frames[0], unicode_errors="surrogateescape")
     except Exception as error:  # msgpack raises some ten types on hostile bytes
         raise Unreadable(None, RequestMalformed("the header is not plain msgpack.")) from error
-    if not isinstance(header, dict) or not _is_plain(header, MAX_DEPTH):
-        raise Unreadable(
-            None,
-            RequestMalformed(
-                f"expected a header that is a map with text keys, at most {MAX_DEPTH} levels deep."
-            ),
-        )
+    if not isinstance(header, dict):
+        raise Unreadable(None, RequestMalformed("expected a header that is a map."))
     return header
 
 
@@ -309,18 +310,19 @@ def _is_id(value: Any) -> TypeGuard[int]:
 
 
 def _is_plain(value: Any, depth: int) -> bool:
-    """Whether maps have text keys only, and nothing is nested deeper than `depth`."""
+    """True if maps have text keys only, text is Unicode, no value is of an extension type, and
+    nothing is nested deeper than `depth`.
+    """
     if isinstance(value, dict):
         return depth > 0 and all(
-            isinstance(key, str) and _is_plain(item, depth - 1) for key, item in value.items()
+            isinstance(key, str) and _is_plain(key, depth) and _is_plain(item, depth - 1)
+            for key, item in value.items()
         )
     if isinstance(value, list):
         return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
-    return value is None or isinstance(value, bool | int | float | str | bytes)
-
-
-def _refuse_extension(_code: int, _data: bytes) -> Any:
-    raise ValueError("extension types have no place in a header")
+    if isinstance(value, str):
+        return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+    return value is None or isinstance(value, bool | int | float | bytes)
 
 
 def _short(value: object) -> str:

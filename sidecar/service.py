@@ -114,7 +114,7 @@ class Service:
         try:
             request = protocol.decode(frames)
         except Unreadable as unreadable:
-            self._answer(client, "unreadable", unreadable.reply)
+            self._answer(client, "unreadable", self._owned(client, unreadable.reply))
             return
         except Exception as error:
             self.refuse(client, failure(error, "a message could not be read"))
@@ -127,10 +127,7 @@ class Service:
 
     def _handle(self, client: Client, request: protocol.Request) -> None:
         if (client, request.id) in self._open:
-            error = RequestDuplicateId(
-                f"the id {request.id} is still in flight. Give every request an id of its own."
-            )
-            self._answer(client, request.op, Failed(None, error, duplicate_of=request.id))
+            self._answer(client, request.op, _duplicate(request.id))
             return
         match request:
             case Hello():
@@ -149,6 +146,12 @@ class Service:
                     self._accept(Task(client, request))
                 except SidecarError as error:
                     self._answer(client, request.op, Failed(request.id, error))
+
+    def _owned(self, client: Client, reply: Failed) -> Failed:
+        """The same reply, unless its id belongs to a request that is owed another one."""
+        if reply.id is None or (client, reply.id) not in self._open:
+            return reply
+        return _duplicate(reply.id)
 
     def refuse(self, client: Client, error: SidecarError) -> None:
         """Answer what a transport could not take in as a message."""
@@ -389,6 +392,13 @@ class Service:
                 "decoders": None if self._encoder is None else self._encoder.decoders.report(),
                 **self._statistics.report(),
             }
+
+
+def _duplicate(id: int) -> Failed:
+    error = RequestDuplicateId(
+        f"the id {id} is still in flight. Give every request an id of its own."
+    )
+    return Failed(None, error, duplicate_of=id)
 
 
 def failure(error: Exception, what: str, id: int | None = None) -> SidecarError:

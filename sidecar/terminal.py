@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from sidecar import encoder, manifest, session
+from sidecar import encoder, engine, manifest, session
 from sidecar.console import FAILED, complain, say
 from sidecar.encoder import Encoder
 from sidecar.engine import Choice
@@ -42,21 +42,14 @@ def encode(settings: Settings, stdout: BinaryIO) -> int:
 
 
 def verify(settings: Settings, stdout: BinaryIO) -> int:
-    """Check every file against the manifest, load the model, run it once, and print the figures.
-    Returns the exit code.
+    """Check every file against the manifest, load the model, run it once at each resolution, and
+    print the figures. Returns the exit code.
     """
     try:
         described = manifest.read(settings.model)
         loaded = encoder.load(described, settings)
-        side = described.default_resolution
-        begun = perf_counter()
-        outputs = loaded.session.run(np.zeros((1, 3, side, side), np.float32))
-        seconds = perf_counter() - begun
-        for name, array in outputs.items():
-            if not np.isfinite(array).all():
-                raise ModelInvalid(f"the model's {name} are not finite numbers.")
         choice = loaded.choice
-        shapes = {name: list(array.shape) for name, array in outputs.items()}
+        seconds = {side: _seconds(loaded, side) for side in described.resolutions}
     except SidecarError as error:
         return complain(error)
     lines = [
@@ -64,9 +57,12 @@ def verify(settings: Settings, stdout: BinaryIO) -> int:
         f"recipe       {described.recipe}, projection {described.projection}",
         f"resolutions  {', '.join(map(str, described.resolutions))}",
         *(f"file         {name}, {file.bytes} bytes" for name, file in described.files.items()),
-        *(f"output       {name} {shape}" for name, shape in shapes.items()),
-        f"run          {side} x {side} in {seconds:.2f} s with onnxruntime "
-        f"{session.VERSIONS['onnxruntime']}",
+        *(
+            f"output       {name} {list(shape)}"
+            for name, shape in engine.output_shapes(described).items()
+        ),
+        f"onnxruntime  {session.VERSIONS['onnxruntime']}",
+        *(f"run          {side} x {side} in {spent:.2f} s" for side, spent in seconds.items()),
         f"kernels      {'on' if choice.custom_ops.on else 'off'}: {choice.custom_ops.why}",
         f"check        {_figures(choice)}",
         f"digest       {described.digest}",
@@ -74,6 +70,17 @@ def verify(settings: Settings, stdout: BinaryIO) -> int:
     ]
     say(stdout, "".join(f"{line}\n" for line in lines).encode())
     return 0
+
+
+def _seconds(loaded: Encoder, side: int) -> float:
+    """How long an image of that side takes. Raises ModelInvalid, and what onnxruntime raises."""
+    begun = perf_counter()
+    outputs = loaded.session.run(np.zeros((1, 3, side, side), np.float32))
+    seconds = perf_counter() - begun
+    for name, array in outputs.items():
+        if not np.isfinite(array).all():
+            raise ModelInvalid(f"the model's {name} are not finite numbers.")
+    return seconds
 
 
 def _figures(choice: Choice) -> str:

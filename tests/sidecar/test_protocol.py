@@ -120,13 +120,43 @@ def pack(**changes: Any) -> bytes:
     return bytes(msgpack.packb(header))
 
 
+def nested(levels: int) -> dict[str, Any]:
+    return {"x": nested(levels - 1)} if levels > 1 else {}
+
+
+def padded(size: int) -> bytes:
+    """A request for hello whose header has so many bytes."""
+    overhead = len(pack(x=bytes(60_000))) - 60_000
+    return pack(x=bytes(size - overhead))
+
+
 IMAGE = {"name": "image", "datatype": "UINT8", "shape": [1]}
 WRONG: dict[str, tuple[list[bytes], int | None, str]] = {
-    "an extension type": ([pack(x=msgpack.ExtType(5, b"x"))], None, "request.malformed"),
-    "a timestamp": ([pack(x=msgpack.Timestamp(1))], None, "request.malformed"),
+    "an extension type": ([pack(x=msgpack.ExtType(5, b"x"))], 5, "request.malformed"),
+    "a timestamp": ([pack(x=msgpack.Timestamp(1))], 5, "request.malformed"),
+    "no frame": ([], None, "request.malformed"),
+    "nine frames": ([pack(), *[b""] * 8], 5, "request.malformed"),
+    "a header of 64 KiB and a byte": ([padded(64 * 1024 + 1)], None, "request.too_large"),
+    "a list": ([msgpack.packb([1])], None, "request.malformed"),
+    "maps nine levels deep": ([pack(params=nested(8))], 5, "request.malformed"),
+    "lists nine levels deep": ([pack(x=[[[[[[[[0]]]]]]]])], 5, "request.malformed"),
+    "half a surrogate pair": (
+        [pack().replace(b"hello", b"he\xed\xa0\x80")],
+        5,
+        "request.malformed",
+    ),
+    "half a surrogate pair in a key": (
+        [pack(abc=1).replace(b"abc", b"\xed\xa0\x80")],
+        5,
+        "request.malformed",
+    ),
+    "an id of -1": ([pack(id=-1)], None, "request.malformed"),
+    "an id of 2**32": ([pack(id=2**32)], None, "request.malformed"),
+    "an id that is true": ([pack(id=True)], None, "request.malformed"),
+    "an id that is 1.0": ([pack(id=1.0)], None, "request.malformed"),
     "keys that are numbers": ([msgpack.packb({1: 2})], None, "request.malformed"),
     "keys that are bytes": ([msgpack.packb({b"id": 2})], None, "request.malformed"),
-    "text that is not UTF-8": ([pack().replace(b"hello", b"\xff" * 5)], None, "request.malformed"),
+    "text that is not UTF-8": ([pack().replace(b"hello", b"\xff" * 5)], 5, "request.malformed"),
     "bytes after the header": ([pack() + b"\x01"], None, "request.malformed"),
     "an array that claims 4 billion": ([b"\xdd\xff\xff\xff\xff"], None, "request.malformed"),
     "a map that claims 4 billion": ([b"\xdf\xff\xff\xff\xff"], None, "request.malformed"),
@@ -176,6 +206,22 @@ def test_it_is_refused_by_code(frames: list[bytes], id: int | None, code: str) -
         protocol.decode(frames)
     reply = unreadable.value.reply
     assert (reply.id, reply.error.code) == (id, code)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [padded(64 * 1024)],
+        [pack(params=nested(7))],
+        [pack(x=[[[[[[[0]]]]]]])],
+        [pack(x="αβγ", y="😀", unknown=None)],
+        [pack(id=0)],
+        [pack(id=2**32 - 1)],
+    ],
+    ids=["64 KiB", "maps of 8 levels", "lists of 8 levels", "text", "the least id", "the largest"],
+)
+def test_what_is_just_within_the_limits_is_read(frames: list[bytes]) -> None:
+    assert isinstance(protocol.decode(frames), Hello)
 
 
 def test_a_failure_tells_whether_to_try_again() -> None:

@@ -473,6 +473,20 @@ def test_a_model_that_does_not_load_is_told_once(failure: Exception, expected: s
     assert reason.code == expected
 
 
+def test_what_is_wrong_with_a_message_is_not_told_under_an_id_that_is_owed_another_reply(
+    talk: Conversation,
+) -> None:
+    talk.send("encode", 7, {"image": b"x"})
+    reply = talk.ask("nothing", 7)
+    assert (reply["id"], code(reply)) == (None, "request.duplicate_id")
+    assert reply["error"]["duplicate_of"] == 7
+    talk.puppet.finish.set()
+    until(lambda: len(talk.replies) == 2)
+    assert (talk.replies[-1]["id"], code(talk.replies[-1])) == (7, "ok")
+    reply = talk.ask("nothing", 7)
+    assert (reply["id"], code(reply)) == (7, "request.unsupported")
+
+
 def test_a_reply_that_cannot_be_written_ends_the_service_rather_than_hang(
     talk: Conversation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
