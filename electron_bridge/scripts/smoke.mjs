@@ -9,7 +9,9 @@ const fresh = prepare();
 try {
   const example = /```js\n(import [\s\S]*?)```/.exec(readFileSync('README.md', 'utf8'))[1];
   const [first, ...rest] =
-    `${example}console.log(pooledEmbedding.shape, attentionScores.shape, png.length)`.split('\n');
+    `${example}console.log(pooledEmbedding.shape, attentionScores.shape, heatmapPng.length)`.split(
+      '\n',
+    );
   const required = "const { VisionSidecar } = require('electron-vision-sidecar');";
   writeFileSync(path.join(fresh, 'example.mjs'), [first, ...rest].join('\n'));
   writeFileSync(

@@ -25,10 +25,13 @@ export type { LogEntry } from './log.js';
 export type {
   DrawOptions,
   Encoded,
+  EncodeEachOptions,
   EncodeOptions,
   HeatmapChoice,
   HeatmapOptions,
   LegendWords,
+  Priority,
+  Progress,
   RequestOptions,
   SidecarEvents,
   SidecarState,

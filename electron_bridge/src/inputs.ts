@@ -1,6 +1,8 @@
 /** What an app hands in becomes a named array of the wire, checked and in memory of its own. */
 
 import { readFile, stat } from 'node:fs/promises';
+import { fileURLToPath } from 'node:url';
+import { malformed, show } from './checks.js';
 import { SidecarError } from './errors.js';
 import type { NamedArray } from './protocol.js';
 
@@ -27,8 +29,20 @@ export interface PixelInput {
   readonly shape: readonly number[];
 }
 
-/** What can be encoded: a file, its bytes, raw pixels, or a tensor. */
-export type Input = PathInput | ImageInput | RgbInput | PixelInput;
+/**
+ * What can be encoded: a file, its bytes, raw pixels, or a tensor. In short, a string or a `file:` URL is a
+ * path, and a `Uint8Array`, an `ArrayBuffer` or a `Blob` holds the bytes of a PNG, JPEG or WebP file.
+ */
+export type Input =
+  | PathInput
+  | ImageInput
+  | RgbInput
+  | PixelInput
+  | string
+  | URL
+  | Uint8Array
+  | ArrayBuffer
+  | Blob;
 
 /**
  * Reads or copies `input`, so that the caller may change its memory at once (ZeroMQ reads ours later).
@@ -40,7 +54,15 @@ export async function prepare(
   maxBytes: number,
   signal?: AbortSignal,
 ): Promise<NamedArray> {
-  return isPath(input) ? fromFile(input.path, maxBytes, signal) : fromMemory(input, maxBytes);
+  const path = pathOf(input);
+  if (path !== undefined) return fromFile(path, maxBytes, signal);
+  if (input instanceof Blob) {
+    checkBytes(input.size, maxBytes);
+    return encoded(new Uint8Array(await input.arrayBuffer()));
+  }
+  const array = describe(input);
+  checkBytes(array.data.byteLength, maxBytes);
+  return { ...array, data: array.data.slice() };
 }
 
 /** Three bytes per pixel out of RGBA, as canvas `getImageData` gives. Alpha is blended onto white. */
@@ -83,38 +105,61 @@ function onWhite(
   return { rgb, width, height };
 }
 
-function fromMemory(input: Exclude<Input, PathInput>, maxBytes: number): NamedArray {
-  const array = describe(input);
-  checkBytes(array.data.byteLength, maxBytes);
-  return { ...array, data: array.data.slice() };
+/** The path that `input` is or holds; undefined if it is of another kind. */
+function pathOf(input: unknown): string | undefined {
+  const path = isObject(input) && 'path' in input ? input.path : input;
+  if (typeof path === 'string') return path.startsWith('file:') ? fromUrl(path) : path;
+  if (path instanceof URL) return fromUrl(path);
+  if (path !== input) throw malformed(`expected path to be text; ${show(path)} came.`);
+  return undefined;
 }
 
-function describe(input: Exclude<Input, PathInput>): NamedArray {
-  if (typeof input !== 'object' || input === null) throw unknown();
-  if ('image' in input && isBytes(input.image)) {
-    return {
-      name: 'image',
-      datatype: 'UINT8',
-      shape: [input.image.length],
-      data: bytesOf(input.image),
-    };
+function fromUrl(url: string | URL): string {
+  try {
+    return fileURLToPath(url);
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException; // its message tells the URL
+    throw malformed(`expected a path or a file: URL of this computer; another URL came (${code}).`);
   }
-  if ('rgb' in input && isBytes(input.rgb)) {
-    const { rgb, width, height } = input;
-    checkSize(rgb, width, height, 3);
-    return { name: 'rgb', datatype: 'UINT8', shape: [height, width, 3], data: bytesOf(rgb) };
+}
+
+/** Any value at all: what is not one of the kinds throws. The memory is still the caller's. */
+function describe(input: unknown): NamedArray {
+  if (input instanceof Uint8Array) return encoded(input);
+  if (input instanceof ArrayBuffer) return encoded(new Uint8Array(input));
+  if (isObject(input)) {
+    if (isBytes(input.image)) return encoded(bytesOf(input.image));
+    if (isBytes(input.rgb)) return rgbOf(input.rgb, input.width, input.height);
+    if (input.pixelValues instanceof Float32Array) return tensorOf(input.pixelValues, input.shape);
+    for (const [kind, expected] of KINDS) {
+      if (kind in input)
+        throw malformed(`expected ${kind} to be ${expected}; ${show(input[kind])} came.`);
+    }
   }
-  if ('pixelValues' in input && input.pixelValues instanceof Float32Array) {
-    const { pixelValues, shape } = input;
-    checkShape(pixelValues, shape);
-    return {
-      name: 'pixel_values',
-      datatype: 'FP32',
-      shape: [...shape],
-      data: bytesOf(pixelValues),
-    };
-  }
-  throw unknown();
+  throw malformed(
+    `expected a path, the bytes of an image, { path }, { image }, { rgb, width, height } or { pixelValues, shape }; ${show(input)} came.`,
+  );
+}
+
+const KINDS = [
+  ['image', 'a Uint8Array'],
+  ['rgb', 'a Uint8Array'],
+  ['pixelValues', 'a Float32Array'],
+] as const;
+
+function encoded(data: Uint8Array): NamedArray {
+  if (data.length === 0) throw unreadable('the image file is empty.');
+  return { name: 'image', datatype: 'UINT8', shape: [data.length], data };
+}
+
+function rgbOf(rgb: Uint8Array | Uint8ClampedArray, width: unknown, height: unknown): NamedArray {
+  const shape = [...checkSize(rgb, width, height, 3), 3];
+  return { name: 'rgb', datatype: 'UINT8', shape, data: bytesOf(rgb) };
+}
+
+function tensorOf(pixelValues: Float32Array, shape: unknown): NamedArray {
+  const data = bytesOf(pixelValues);
+  return { name: 'pixel_values', datatype: 'FP32', shape: checkShape(pixelValues, shape), data };
 }
 
 // The file system's own errors tell the path, which may name a patient: they go no further than here.
@@ -139,42 +184,43 @@ async function fromFile(
         : `the image file could not be read (${code}).`,
     );
   }
-  return { name: 'image', datatype: 'UINT8', shape: [data.length], data };
+  return encoded(data);
 }
 
 function unreadable(message: string): SidecarError {
   return new SidecarError({ code: 'image.unreadable', message });
 }
 
-function unknown(): SidecarError {
-  return new SidecarError({
-    code: 'request.malformed',
-    message:
-      'expected { path }, { image: Uint8Array }, { rgb: Uint8Array, width, height } or { pixelValues: Float32Array, shape }; something else came.',
+/** `[height, width]`. Throws `tensor.shape` where they do not make the source. */
+function checkSize(
+  source: ArrayLike<number>,
+  width: unknown,
+  height: unknown,
+  depth: number,
+): [number, number] {
+  if (isSide(width) && isSide(height) && source.length === width * height * depth) {
+    return [height, width];
+  }
+  throw new SidecarError({
+    code: 'tensor.shape',
+    message: `expected width × height × ${depth} bytes; ${source.length} came for ${show(width)} × ${show(height)}.`,
   });
 }
 
-function checkSize(source: ArrayLike<number>, width: number, height: number, depth: number): void {
-  const whole = Number.isInteger(width) && Number.isInteger(height) && width > 0 && height > 0;
-  if (!whole || source.length !== width * height * depth) {
-    throw new SidecarError({
-      code: 'tensor.shape',
-      message: `expected width × height × ${depth} bytes; ${source.length} came for ${width} × ${height}.`,
-    });
+function checkShape(values: Float32Array, shape: unknown): number[] {
+  if (Array.isArray(shape) && shape.length === 4 && shape.every(isSide)) {
+    const sides: number[] = [...shape];
+    if (sides.reduce((product, side) => product * side, 1) === values.length) return sides;
   }
+  const told = Array.isArray(shape) ? `[${shape.slice(0, 8).map(show).join(', ')}]` : show(shape);
+  throw new SidecarError({
+    code: 'tensor.shape',
+    message: `expected pixelValues of shape [n, 3, height, width]; ${values.length} values of shape ${told} came.`,
+  });
 }
 
-function checkShape(values: Float32Array, shape: unknown): void {
-  const whole =
-    Array.isArray(shape) &&
-    shape.length === 4 &&
-    shape.every((side) => Number.isInteger(side) && side > 0);
-  if (!whole || shape.reduce((product, side) => product * side, 1) !== values.length) {
-    throw new SidecarError({
-      code: 'tensor.shape',
-      message: `expected pixelValues of shape [n, 3, height, width]; ${values.length} values of shape [${String(shape)}] came.`,
-    });
-  }
+function isSide(value: unknown): value is number {
+  return Number.isInteger(value) && (value as number) > 0;
 }
 
 function checkBytes(bytes: number, maxBytes: number): void {
@@ -186,10 +232,8 @@ function checkBytes(bytes: number, maxBytes: number): void {
   }
 }
 
-function isPath(input: Input): input is PathInput {
-  return (
-    typeof input === 'object' && input !== null && 'path' in input && typeof input.path === 'string'
-  );
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null;
 }
 
 function isBytes(value: unknown): value is Uint8Array | Uint8ClampedArray {

@@ -16,6 +16,7 @@ import {
   wrong,
 } from './checks.js';
 import { SidecarError } from './errors.js';
+import type { Input } from './inputs.js';
 import type { LogEntry } from './log.js';
 import { type Encoding, OUTPUTS, type OutputName } from './results.js';
 import type { Kernels } from './supervisor.js';
@@ -129,16 +130,39 @@ export interface EncodeOptions<
   readonly outputs?: readonly O[];
   /** Draw a heatmap too (one image only): `true`, or how. */
   readonly heatmap?: H;
+  /** `low`: whatever is of `normal` priority goes first. Default: `normal`; in `encodeEach`, `low`. */
+  readonly priority?: Priority;
+}
+
+/** Which calls the sidecar takes first. */
+export type Priority = 'normal' | 'low';
+
+export interface EncodeEachOptions<
+  O extends OutputName = OutputName,
+  H extends HeatmapChoice = HeatmapChoice,
+> extends EncodeOptions<O, H> {
+  /** Inputs at work at a time. Default: 2, which keeps the sidecar busy. */
+  readonly concurrency?: number;
 }
 
 export interface DrawOptions extends HeatmapOptions, RequestOptions {
   readonly resolution?: number | readonly [number, number];
+  readonly priority?: Priority;
 }
 
 /** One of `encodeEach`'s results, in the order of the inputs. */
-export type Encoded<O extends OutputName = OutputName, H = undefined> =
-  | { readonly index: number; readonly encoding: Encoding<O, H> }
-  | { readonly index: number; readonly error: SidecarError };
+export type Encoded<O extends OutputName = OutputName, H = undefined, I = Input> = Progress<I> &
+  ({ readonly encoding: Encoding<O, H> } | { readonly error: SidecarError });
+
+/** Where `encodeEach` is. */
+export interface Progress<I = Input> {
+  readonly index: number;
+  readonly input: I;
+  /** How many inputs there are, where that is known: of a list or a set. */
+  readonly total?: number;
+  /** How long the rest will take at the pace so far, in milliseconds, where `total` is known. */
+  readonly remainingMs?: number;
+}
 
 const FOREVER = Number.POSITIVE_INFINITY;
 
@@ -185,6 +209,8 @@ export const HEATMAP: Table<HeatmapOptions> = {
 
 const heatmap = record(HEATMAP);
 
+const priority = oneOf('normal', 'low');
+
 export const REQUEST: Table<RequestOptions> = { signal, timeoutMs: number(0, FOREVER) };
 
 export const ENCODE: Table<EncodeOptions> = {
@@ -192,9 +218,12 @@ export const ENCODE: Table<EncodeOptions> = {
   resolution,
   outputs: listOf(outputName),
   heatmap: (value, what) => (typeof value === 'boolean' ? value : heatmap(value, what)),
+  priority,
 };
 
-export const DRAW: Table<DrawOptions> = { ...HEATMAP, ...REQUEST, resolution };
+const EACH: Table<EncodeEachOptions> = { ...ENCODE, concurrency: whole(1, 64) };
+
+export const DRAW: Table<DrawOptions> = { ...HEATMAP, ...REQUEST, resolution, priority };
 
 const START: Table<StartOptions> = {
   modelDir: text,
@@ -222,4 +251,5 @@ const START: Table<StartOptions> = {
 export const readStart = record(START);
 export const readRequest = record(REQUEST);
 export const readEncode = record(ENCODE);
+export const readEach = record(EACH);
 export const readDraw = record(DRAW);

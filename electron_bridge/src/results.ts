@@ -3,9 +3,9 @@
 import { SidecarError } from './errors.js';
 import type { Done, NamedArray } from './protocol.js';
 
-/** Row-major; `shape` is `[n, 256, 2560]`, `[n, 256]` or `[n, 2560]` for MedGemma. */
+/** Row-major; `shape` is `[n, 256, 2560]`, `[n, 256]` or `[n, 2560]` for MedGemma. In JSON `data` is a list of numbers. */
 export interface Tensor {
-  readonly data: Float32Array;
+  readonly data: Float32Array<ArrayBuffer>;
   readonly shape: readonly number[];
 }
 
@@ -42,14 +42,14 @@ export interface EncodingDetails {
   readonly timing: Timing;
 }
 
-/** One array for each output asked for, and the heatmap's PNG where `heatmap` was. */
+/** One array for each output asked for, and the heatmap's PNG where `heatmap` was (base64 in JSON). */
 export type Encoding<O extends OutputName = OutputName, H = undefined> = EncodingDetails & {
   readonly [name in O]: Tensor;
 } & ([H] extends [undefined | false]
     ? unknown
     : [H] extends [true | object]
-      ? { readonly heatmapPng: Uint8Array }
-      : { readonly heatmapPng?: Uint8Array });
+      ? { readonly heatmapPng: Uint8Array<ArrayBuffer> }
+      : { readonly heatmapPng?: Uint8Array<ArrayBuffer> });
 
 /** What `sidecar.info` tells of the running sidecar and its model. */
 export interface SidecarInfo {
@@ -94,18 +94,23 @@ export interface Stats {
   readonly [more: string]: unknown;
 }
 
-/** Throws `sidecar.malformed` where the reply lacks what every encoding has. */
+/**
+ * The arrays of `outputs`, and the PNG `withPng`. Throws `sidecar.malformed` where the reply lacks what every
+ * encoding has.
+ */
 export function readEncoding(
   done: Done,
   outputs: readonly OutputName[],
+  withPng: boolean,
   roundTripMs: number,
-): Encoding {
+): EncodingDetails {
   const { header } = done;
   const arrays = outputs.map((name) => [name, tensor(arrayOf(done, OUTPUTS[name]))] as const);
   const timing = field(header, 'timing', isRecord);
   const ms = (name: string): number => (isNumber(timing[name]) ? timing[name] : 0);
-  return {
-    ...(Object.fromEntries(arrays) as Record<OutputName, Tensor>),
+  const details: EncodingDetails = {
+    ...Object.fromEntries(arrays),
+    ...(withPng && { heatmapPng: readPng(done) }),
     model: field(header, 'model', isText),
     resolution: field(header, 'resolution', isPair),
     norms: field(header, 'norms', isPairs),
@@ -118,12 +123,36 @@ export function readEncoding(
       roundTripMs,
     },
   };
+  return Object.assign(new Result(), details);
+}
+
+/** What `JSON.stringify` makes of an encoding; a copy for another process is a plain object. */
+class Result {
+  declare readonly heatmapPng?: Uint8Array;
+
+  toJSON(): object {
+    const { heatmapPng, ...rest } = this;
+    return heatmapPng ? { ...rest, heatmapPng: Buffer.from(heatmapPng).toString('base64') } : rest;
+  }
+}
+
+class FloatTensor implements Tensor {
+  readonly data: Float32Array<ArrayBuffer>;
+  readonly shape: readonly number[];
+
+  constructor(data: Float32Array<ArrayBuffer>, shape: readonly number[]) {
+    this.data = data;
+    this.shape = shape;
+  }
+
+  toJSON(): object {
+    return { data: [...this.data], shape: this.shape };
+  }
 }
 
 /** Not a Buffer, which is one of Node's own and would surprise who compares or clones it. */
-export function readPng(done: Done): Uint8Array {
-  const { buffer, byteOffset, byteLength } = arrayOf(done, 'heatmap_png').data;
-  return new Uint8Array(buffer, byteOffset, byteLength);
+export function readPng(done: Done): Uint8Array<ArrayBuffer> {
+  return ownMemory(arrayOf(done, 'heatmap_png').data);
 }
 
 /** `hello`'s header. Throws `sidecar.malformed` where it lacks something. */
@@ -187,14 +216,20 @@ function arrayOf(done: Done, name: string): NamedArray {
 
 function tensor({ name, data, shape, datatype }: NamedArray): Tensor {
   if (datatype !== 'FP32') throw malformed(`the output ${name} as FP32`);
-  return { data: floats(data), shape };
+  return new FloatTensor(floats(data), shape);
 }
 
 /** The same memory where it is aligned, a copy where a frame begins at an odd byte. */
-export function floats(bytes: Uint8Array): Float32Array {
-  const aligned =
-    bytes.byteOffset % Float32Array.BYTES_PER_ELEMENT === 0 ? bytes : new Uint8Array(bytes);
-  return new Float32Array(aligned.buffer, aligned.byteOffset, bytes.byteLength / 4);
+export function floats(bytes: Uint8Array): Float32Array<ArrayBuffer> {
+  const odd = bytes.byteOffset % Float32Array.BYTES_PER_ELEMENT !== 0;
+  const { buffer, byteOffset, byteLength } = ownMemory(odd ? new Uint8Array(bytes) : bytes);
+  return new Float32Array(buffer, byteOffset, byteLength / Float32Array.BYTES_PER_ELEMENT);
+}
+
+/** The same memory; a copy where it is shared, as no `Blob` takes that. */
+function ownMemory({ buffer, byteOffset, byteLength }: Uint8Array): Uint8Array<ArrayBuffer> {
+  if (buffer instanceof ArrayBuffer) return new Uint8Array(buffer, byteOffset, byteLength);
+  return new Uint8Array(new Uint8Array(buffer, byteOffset, byteLength));
 }
 
 type Map = Readonly<Record<string, unknown>>;

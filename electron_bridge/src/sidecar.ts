@@ -2,22 +2,27 @@
 
 import { EventEmitter } from 'node:events';
 import { cancelled, onAbort } from './abort.js';
+import { type ReadyLike, watchReady } from './appReady.js';
 import { programFor } from './argv.js';
 import { Calls } from './calls.js';
+import { wrong } from './checks.js';
 import type { Program } from './child.js';
 import { awakeClock, type Clock } from './clock.js';
 import { loadTransport, type Transport } from './connection.js';
+import { countOf, inOrder } from './each.js';
 import { SidecarError } from './errors.js';
 import { Host, type Notification, publicState } from './host.js';
 import { type Input, prepare } from './inputs.js';
 import {
   type DrawOptions,
   type Encoded,
+  type EncodeEachOptions,
   type EncodeOptions,
   type HeatmapChoice,
   type HeatmapOptions,
   type RequestOptions,
   readDraw,
+  readEach,
   readEncode,
   readRequest,
   readStart,
@@ -42,11 +47,15 @@ import { CLOSED, type Kernels, POLICY, type Policy } from './supervisor.js';
 const ALL = Object.keys(OUTPUTS) as OutputName[];
 const TIMEOUT_MS = 120_000;
 const STATS_MS = 10_000;
+/** With these codes no later call can do better. */
+const GONE: ReadonlySet<string> = new Set(['sidecar.closed', 'sidecar.failed']);
 
 /** The rest of what a start depends on; tests change it. */
 export interface Internals {
   readonly policy: Policy;
   readonly clock: Clock;
+  /** Electron's `app`. */
+  readonly app: ReadyLike;
 }
 
 /**
@@ -91,12 +100,14 @@ export class VisionSidecar extends EventEmitter<SidecarEvents> implements AsyncD
     const { signal } = options;
     if (signal?.aborted) throw cancelled(signal);
     const stop = signal && onAbort(signal, () => controller.abort(signal.reason));
+    const stopWatch = watchReady(internals.clock ?? awakeClock, internals.app);
     try {
       const program = programFor(options);
       const transport = await loadTransport();
       return await VisionSidecar.#launch(program, options, transport, internals, controller.signal);
     } finally {
       stop?.();
+      stopWatch();
     }
   }
 
@@ -191,44 +202,59 @@ export class VisionSidecar extends EventEmitter<SidecarEvents> implements AsyncD
     input: Input,
     options: EncodeOptions<O, H> = {},
   ): Promise<Encoding<O, H>> {
-    const { outputs = ALL, heatmap, resolution, ...request } = readEncode(options, 'options');
+    const { outputs = ALL, heatmap, ...rest } = readEncode(options, 'options');
     const names: string[] = outputs.map((name) => OUTPUTS[name]);
     if (heatmap) names.push('heatmap_png');
-    const params = { resolution, outputs: names, heatmap: drawing(heatmap) };
+    if (names.length === 0) {
+      throw wrong('options.outputs', `to name one of ${ALL.join(', ')} or more`, outputs);
+    }
     const begun = this.#clock.now();
-    const done = await this.#encode(input, params, request);
-    const encoding = readEncoding(done, outputs, this.#clock.now() - begun);
-    const all = heatmap ? { ...encoding, heatmapPng: readPng(done) } : encoding;
-    return all as unknown as Encoding<O, H>; // as `outputs` and `heatmap` say
+    const done = await this.#encode(input, names, heatmap, rest);
+    const encoding = readEncoding(done, outputs, Boolean(heatmap), this.#clock.now() - begun);
+    return encoding as unknown as Encoding<O, H>; // as `outputs` and `heatmap` say
   }
 
   /**
-   * Encodes many inputs, `concurrency` at a time (2 keep the sidecar busy), and yields the results in
-   * order. One that fails yields its error; the others go on.
+   * Encodes many inputs, `concurrency` at a time, and yields the results in order. One that fails yields its
+   * error; the others go on. Stopping early cancels what is in flight. Throws `request.cancelled` when its
+   * signal is aborted, `sidecar.closed` or `sidecar.failed` where there is no sidecar any more, and what the
+   * inputs themselves throw, after the results of those before.
    */
   async *encodeEach<
+    I extends Input,
     const O extends OutputName = OutputName,
     const H extends HeatmapChoice = undefined,
   >(
-    inputs: Iterable<Input> | AsyncIterable<Input>,
-    options: EncodeOptions<O, H> & { readonly concurrency?: number } = {},
-  ): AsyncGenerator<Encoded<O, H>, void, undefined> {
-    const { concurrency = 2, ...rest } = options;
-    const begun: Promise<Encoded<O, H>>[] = [];
-    let index = 0;
-    for await (const input of inputs) {
-      begun.push(this.#attempt(index, input, rest as EncodeOptions<O, H>));
-      index += 1;
-      if (begun.length >= concurrency) yield await (begun.shift() as Promise<Encoded<O, H>>);
+    inputs: Iterable<I> | AsyncIterable<I>,
+    options: EncodeEachOptions<O, H> = {},
+  ): AsyncGenerator<Encoded<O, H, I>, void, undefined> {
+    const { concurrency = 2, signal, ...rest } = readEach(options, 'options');
+    const begun = this.#clock.now();
+    const work = async (input: I, index: number, stopped: AbortSignal) => {
+      const asked = { priority: 'low', ...rest, signal: stopped } as EncodeOptions<O, H>;
+      try {
+        return { index, input, encoding: await this.encode(input, asked) };
+      } catch (error) {
+        if (error instanceof SidecarError) return { index, input, error };
+        throw error;
+      }
+    };
+    const total = countOf(inputs);
+    for await (const result of inOrder(inputs, { concurrency, signal }, work)) {
+      if ('error' in result && GONE.has(result.error.code)) throw result.error;
+      if (total === undefined) yield result;
+      else {
+        const pace = (this.#clock.now() - begun) / (result.index + 1);
+        yield { ...result, total, remainingMs: pace * Math.max(0, total - result.index - 1) };
+      }
     }
-    for (const result of begun) yield await result;
   }
 
   /** Encodes one image and draws its heatmap: the bytes of a PNG. */
-  async heatmap(input: Input, options: DrawOptions = {}): Promise<Uint8Array> {
-    const { resolution, signal, timeoutMs, ...how } = readDraw(options, 'options');
-    const params = { resolution, outputs: ['heatmap_png'], heatmap: drawing(how) };
-    return readPng(await this.#encode(input, params, { signal, timeoutMs }));
+  async heatmap(input: Input, options: DrawOptions = {}): Promise<Uint8Array<ArrayBuffer>> {
+    const { resolution, signal, timeoutMs, priority, ...how } = readDraw(options, 'options');
+    const rest = { resolution, signal, timeoutMs, priority };
+    return readPng(await this.#encode(input, ['heatmap_png'], how, rest));
   }
 
   /** What the sidecar counts: results, queue, latencies, memory. */
@@ -264,10 +290,17 @@ export class VisionSidecar extends EventEmitter<SidecarEvents> implements AsyncD
 
   async #encode(
     input: Input,
-    params: Record<string, unknown>,
-    { signal, timeoutMs = TIMEOUT_MS }: Requested,
+    outputs: readonly string[],
+    heatmap: HeatmapChoice,
+    { resolution, priority, signal, timeoutMs = TIMEOUT_MS }: Asked,
   ): Promise<Done> {
     this.#checkOpen();
+    const params = {
+      resolution,
+      outputs,
+      heatmap: drawing(heatmap),
+      priority: priority === 'low' ? priority : undefined, // `normal` goes without saying
+    };
     const maxBytes = this.#host.state.info?.limits.maxFrameBytes ?? Number.POSITIVE_INFINITY;
     return this.#calls.call(
       async (settled) => ({
@@ -277,19 +310,6 @@ export class VisionSidecar extends EventEmitter<SidecarEvents> implements AsyncD
       }),
       { signal, timeoutMs },
     );
-  }
-
-  async #attempt<O extends OutputName, H extends HeatmapChoice>(
-    index: number,
-    input: Input,
-    options: EncodeOptions<O, H>,
-  ): Promise<Encoded<O, H>> {
-    try {
-      return { index, encoding: await this.encode(input, options) };
-    } catch (error) {
-      if (error instanceof SidecarError) return { index, error };
-      throw error;
-    }
   }
 
   #checkOpen(): void {
@@ -312,8 +332,10 @@ export class VisionSidecar extends EventEmitter<SidecarEvents> implements AsyncD
   }
 }
 
-/** What every call takes, with what was left out as undefined. */
-type Requested = { readonly [K in keyof RequestOptions]: RequestOptions[K] | undefined };
+/** What every encode takes; what was left out may be undefined. */
+type Asked = {
+  readonly [K in 'resolution' | 'priority' | 'signal' | 'timeoutMs']?: EncodeOptions[K] | undefined;
+};
 
 /** The wire's `params.heatmap`: nothing where the defaults will do. */
 function drawing(how: HeatmapChoice): HeatmapOptions | undefined {

@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { decode } from '@msgpack/msgpack';
 import { Calls, type Link } from '../src/calls.js';
-import { MAX_ID } from '../src/protocol.js';
+import { SidecarError } from '../src/errors.js';
+import { type Done, MAX_ID } from '../src/protocol.js';
 import { FakeClock } from './fakeClock.js';
 
 interface Header {
@@ -151,3 +152,237 @@ test('failing all settles what waits too', async () => {
   calls.failAll({ code: 'sidecar.closed', message: 'closed.' });
   await assert.rejects(call, { code: 'sidecar.closed', retryable: false });
 });
+
+/** A link that holds everything back until it is told to let it go. */
+function slowLink(): { link: Link; held: Header[]; urgent: boolean[] } {
+  const held: Header[] = [];
+  const urgent: boolean[] = [];
+  const link: Link = (frames, isUrgent) => {
+    const header = decode(frames[0] as Uint8Array) as Header;
+    held.push(header);
+    urgent.push(isUrgent);
+    return () => {
+      const at = held.indexOf(header);
+      if (at >= 0) held.splice(at, 1);
+      return at >= 0;
+    };
+  };
+  return { link, held, urgent };
+}
+
+const encodings = (calls: Calls, count: number, signal?: AbortSignal) =>
+  Array.from({ length: count }, () => calls.call(encode, { timeoutMs: 1000, signal }));
+
+test('a call that is given up before it left is taken back, and nothing is sent for it', async () => {
+  const { calls } = setUp();
+  const { link: slow, held } = slowLink();
+  calls.connect(slow);
+  const controller = new AbortController();
+  const rejected = encodings(calls, 60, controller.signal).map((call) =>
+    assert.rejects(call, { code: 'request.cancelled' }),
+  );
+  assert.equal(held.length, 60);
+  controller.abort();
+  await Promise.all(rejected);
+  assert.deepEqual(held, []);
+  assert.equal(calls.size, 0);
+});
+
+test('what has not left when the link is lost waits for the next one', async () => {
+  const { calls, sent } = setUp();
+  const { link: slow } = slowLink();
+  calls.connect(slow);
+  const [call] = encodings(calls, 1);
+  calls.disconnect(lost);
+  assert.equal(calls.size, 1);
+  calls.connect(link(sent));
+  calls.flush();
+  calls.receive(done(sent[0]?.id as number));
+  await call;
+});
+
+test('an urgent call fails with its link, and goes before the others', async () => {
+  const { calls } = setUp({ flush: false });
+  const { link: slow, urgent } = slowLink();
+  calls.connect(slow);
+  const call = calls.call({ op: 'hello' }, { timeoutMs: 1000, urgent: true });
+  assert.deepEqual(urgent, [true]);
+  calls.disconnect(lost);
+  await assert.rejects(call, { code: 'sidecar.exited' });
+});
+
+test('an urgent call without a link fails', async () => {
+  const calls = new Calls(new FakeClock());
+  const call = calls.call({ op: 'hello' }, { timeoutMs: 1000, urgent: true });
+  await assert.rejects(call, { code: 'sidecar.exited' });
+});
+
+const unwritable: Record<string, [unknown, string]> = {
+  'a BigInt': [1n, 'request.malformed'],
+  'a symbol': [Symbol('x'), 'request.malformed'],
+  'a function': [() => 1, 'request.malformed'],
+  'a date': [new Date(0), 'request.malformed'],
+  'a map': [new Map(), 'request.malformed'],
+  'an object of a class': [new (class Own {})(), 'request.malformed'],
+  'half a character': ['\ud800', 'request.malformed'],
+  'half a character in a name': [{ '\udfff': 1 }, 'request.malformed'],
+  'a circle': [circle(), 'request.malformed'],
+  'seven levels': [[[[[[[[]]]]]]], 'request.malformed'],
+  'too much text': ['x'.repeat(70_000), 'request.too_large'],
+};
+
+for (const [what, [value, code]] of Object.entries(unwritable)) {
+  test(`${what} among the parameters fails that call alone, before anything is sent or kept`, async () => {
+    const { calls, sent } = setUp({ flush: false });
+    const bad = calls.call({ op: 'encode', params: { value } }, { timeoutMs: 1e12 });
+    await assert.rejects(bad, { name: 'SidecarError', code });
+    assert.equal(calls.size, 0);
+    const good = calls.call(encode, { timeoutMs: 10 });
+    calls.flush(); // as after a restart
+    assert.equal(sent.length, 1);
+    calls.receive(done(sent[0]?.id as number));
+    await good;
+  });
+}
+
+test('six levels, whole characters and everything that JSON knows can be written', () => {
+  const { calls, sent } = setUp();
+  const params = { value: [[[[[[]]]]]], text: '🫀', nothing: null, object: Object.create(null) };
+  void calls.call({ op: 'encode', params }, { timeoutMs: 10 });
+  assert.deepEqual(sent[0]?.params, { ...params, object: {} });
+});
+
+test('a call whose file cannot be read in time keeps to its time, its signal and its end', async () => {
+  const never = () => new Promise<never>(() => undefined);
+  const { calls, clock, sent } = setUp();
+  const controller = new AbortController();
+  const late = calls.call(never, { timeoutMs: 5 });
+  const aborted = calls.call(never, { timeoutMs: 500, signal: controller.signal });
+  const closed = calls.call(never, { timeoutMs: 500 });
+  clock.advance(5);
+  await assert.rejects(late, { code: 'request.timeout' });
+  controller.abort();
+  await assert.rejects(aborted, { code: 'request.cancelled' });
+  calls.failAll({ code: 'sidecar.closed', message: 'closed.' });
+  await assert.rejects(closed, { code: 'sidecar.closed' });
+  assert.deepEqual([calls.size, clock.pending, sent.length], [0, 0, 0]);
+});
+
+test('the reading of a file is told when its call is over', async () => {
+  const { calls } = setUp();
+  const controller = new AbortController();
+  let reading: AbortSignal | undefined;
+  const call = calls.call(
+    (signal) => {
+      reading = signal;
+      return new Promise(() => undefined);
+    },
+    { timeoutMs: 500, signal: controller.signal },
+  );
+  assert.equal(reading?.aborted, false);
+  controller.abort();
+  await assert.rejects(call);
+  assert.equal(reading?.aborted, true);
+});
+
+test('a file that was read is sent, also where that lasted over a restart', async () => {
+  const { calls, sent } = setUp();
+  let read = (_: { op: 'encode' }): void => undefined;
+  const call = calls.call(() => new Promise((resolve) => (read = resolve)), { timeoutMs: 500 });
+  calls.disconnect(lost);
+  calls.connect(link(sent));
+  calls.flush();
+  read(encode);
+  await new Promise((resolve) => setImmediate(resolve));
+  calls.receive(done(sent[0]?.id as number));
+  await call;
+});
+
+test('what reading a file throws is the call’s failure', async () => {
+  const { calls } = setUp();
+  const fail = (error: Error) => calls.call(() => Promise.reject(error), { timeoutMs: 500 });
+  const unreadable = new SidecarError({ code: 'image.unreadable', message: 'no file.' });
+  await assert.rejects(fail(unreadable), unreadable);
+  await assert.rejects(fail(new TypeError('a bug')), { name: 'SidecarError', code: 'internal' });
+});
+
+/** Which calls are said not to be retryable when the sidecar dies at work. */
+async function blamed(work: (calls: Calls, sent: Header[]) => Promise<Done>[]): Promise<boolean[]> {
+  const { calls, sent } = setUp();
+  const pending = work(calls, sent).map((call) =>
+    call.then(
+      () => false,
+      (error: SidecarError) => error.code === 'sidecar.exited' && !error.retryable,
+    ),
+  );
+  calls.disconnect(lost, true);
+  return Promise.all(pending);
+}
+
+const low = { op: 'encode', params: { priority: 'low' } } as const;
+const open = { timeoutMs: 500 };
+
+test('the call that the sidecar was working on is not retryable; those that waited are', async () => {
+  assert.deepEqual(await blamed((calls) => encodings(calls, 3)), [true, false, false]);
+});
+
+test('once the first is answered, the second is at work', async () => {
+  const blame = await blamed((calls, sent) => {
+    const all = encodings(calls, 3);
+    calls.receive(done(sent[0]?.id as number));
+    return all;
+  });
+  assert.deepEqual(blame, [false, true, false]);
+});
+
+test('a cancelled call may still be at work, until it is answered', async () => {
+  const controller = new AbortController();
+  const blame = await blamed((calls) => {
+    const first = calls.call(encode, { ...open, signal: controller.signal });
+    const rest = encodings(calls, 2);
+    controller.abort();
+    return [first, ...rest];
+  });
+  assert.deepEqual(blame, [false, false, false]);
+});
+
+test('calls of normal priority are worked on before those of low priority', async () => {
+  const blame = await blamed((calls, sent) => {
+    const all = [low, low, encode].map((request) => calls.call(request, open));
+    calls.receive(done(sent[0]?.id as number));
+    return all;
+  });
+  assert.deepEqual(blame, [false, false, true]);
+});
+
+test('where the death is the computer’s doing, no call is blamed', async () => {
+  const { calls } = setUp();
+  const [call] = encodings(calls, 1);
+  calls.disconnect(lost);
+  await assert.rejects(call as Promise<Done>, { code: 'sidecar.exited', retryable: true });
+});
+
+test('calls that are failed are answered later, and that is no surprise', async () => {
+  const { calls, sent } = setUp();
+  const call = calls.call(encode, open);
+  calls.failAll({ code: 'sidecar.closed', message: 'closed.' });
+  await assert.rejects(call, { code: 'sidecar.closed' });
+  assert.equal(calls.receive(done(sent[0]?.id as number)), true);
+});
+
+test('an id is not used again while the sidecar may answer it', async () => {
+  const { calls, clock, sent } = setUp({ lastId: MAX_ID - 1 });
+  const late = calls.call(encode, { timeoutMs: 5 });
+  clock.advance(5);
+  await assert.rejects(late);
+  const ids = sent.map(({ id }) => id); // the call, and its cancel
+  assert.deepEqual(ids, [MAX_ID, 0]);
+  void calls.call(encode, open);
+  assert.equal(sent[2]?.id, 1);
+});
+
+function circle(): unknown {
+  const round: Record<string, unknown> = {};
+  round.again = round;
+  return round;
+}

@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { ending } from '../src/child.js';
-import { POLICY } from '../src/supervisor.js';
+import { Child, ending, type Program } from '../src/child.js';
+import { awakeClock } from '../src/clock.js';
+import type { LogEntry } from '../src/log.js';
+import { type Exit, POLICY, type RunEvent } from '../src/supervisor.js';
 import type { Asked } from './fake.js';
-import { lives, reached, startFake } from './fake.js';
+import { lives, reached, received, startFake } from './fake.js';
 import { FakeClock } from './fakeClock.js';
 
 const image = new Uint8Array(8);
@@ -18,6 +20,14 @@ const failing: Record<string, [string, RegExp, Asked?]> = {
   'exits-early+floods-stderr': ['sidecar.exited', /exit code 3/],
   'other-version': ['protocol.version', /version 9/],
   fatal: ['model.invalid', /has changed/],
+  'ready-too-early': ['sidecar.malformed', /out of turn/],
+  'listening-twice': ['sidecar.malformed', /out of turn/],
+  'never-answers-hello': [
+    'sidecar.start_timeout',
+    /did not answer within 300 ms/,
+    { policy: { verifyMs: 300 } },
+  ],
+  'hello-without-model': ['sidecar.malformed', /expected limits/],
   'silent+ignores-sigterm+ignores-eof': [
     'sidecar.start_timeout',
     /within 300 ms/,
@@ -30,6 +40,28 @@ for (const [behaviour, [code, message, asked]] of Object.entries(failing)) {
     await assert.rejects(startFake(t, behaviour, asked), { code, message });
   });
 }
+
+test('a code that we do not know is final or not as its message says', async (t) => {
+  await assert.rejects(startFake(t, 'out-of-memory'), {
+    code: 'system.out_of_memory',
+    retryable: true,
+  });
+  await assert.rejects(startFake(t, 'fatal'), { retryable: false });
+});
+
+test('a failure to start is not retryable: the same would happen again', async (t) => {
+  await assert.rejects(startFake(t, 'exits-early'), { code: 'sidecar.exited', retryable: false });
+});
+
+test('a program that may not be run is told with the remedy', {
+  skip: process.platform === 'win32',
+}, async (t) => {
+  await assert.rejects(startFake(t, '', { command: __filename }), {
+    code: 'sidecar.spawn_failed',
+    message: /EACCES.*chmod \+x/,
+    retryable: false,
+  });
+});
 
 test('a program that is not there is reported as such', async (t) => {
   await assert.rejects(startFake(t, '', { command: '/nowhere/vision-sidecar' }), {
@@ -63,6 +95,34 @@ test('an aborted start leaves no process', async (t) => {
   });
   await assert.rejects(starting, { code: 'request.cancelled' });
   assert.deepEqual(pids.filter(lives), []);
+});
+
+test('a start is aborted before its process is there, and leaves none', async (t) => {
+  const controller = new AbortController();
+  const states: string[] = [];
+  const starting = startFake(t, 'silent', {
+    signal: controller.signal,
+    onState: (state) => void states.push(state),
+  });
+  controller.abort('enough');
+  await assert.rejects(starting, { code: 'request.cancelled', cause: 'enough' });
+  assert.deepEqual(states, []);
+});
+
+test('aborting a start waits for nobody: who will not go by itself is killed', async (t) => {
+  const clock = new FakeClock();
+  const controller = new AbortController();
+  const starting = startFake(t, 'silent+ignores-sigterm+ignores-eof', {
+    signal: controller.signal,
+    clock,
+    onState: (state) => {
+      if (state === 'starting') setImmediate(() => controller.abort());
+      // The rest of the way out takes no more than this.
+      if (state === 'closed') setImmediate(() => clock.advance(POLICY.abortMs));
+    },
+  });
+  await assert.rejects(starting, { code: 'request.cancelled' });
+  assert.ok(POLICY.abortMs < 300);
 });
 
 test('a slow child, and one that floods stderr, are none the worse', async (t) => {
@@ -117,8 +177,7 @@ test('all calls in flight reject when the sidecar dies, and later ones wait for 
   const rejected = Promise.all(
     calls.map((call) => assert.rejects(call, { code: 'sidecar.exited' })),
   );
-  await new Promise((resolve) => setImmediate(resolve));
-  await sidecar.stats(); // they have been sent: this one follows them
+  await received(sidecar, 10);
   process.kill(sidecar.pid as number, 'SIGKILL');
   await rejected;
   assert.equal((await sidecar.stats()).state, 'ready');
@@ -155,6 +214,37 @@ test('a sidecar that is silent while the computer sleeps is left alone', async (
   sidecar.resumed();
   await sidecar.stats();
   assert.equal(sidecar.pid, pid);
+});
+
+test('a sidecar that says once more that it listens is replaced, and its calls do not hang', {
+  skip: process.platform === 'win32', // no SIGUSR2
+}, async (t) => {
+  const sidecar = await startFake(t, 'listening-later+never-answers');
+  const { pid } = sidecar;
+  const call = assert.rejects(sidecar.encode({ image }), { code: 'sidecar.malformed' });
+  await received(sidecar, 1);
+  process.kill(pid as number, 'SIGUSR2');
+  await call;
+  await reached(sidecar, 'ready');
+  assert.notEqual(sidecar.pid, pid);
+});
+
+test('the request that killed the process is told apart from those that waited', async (t) => {
+  const sidecar = await startFake(t, 'never-answers');
+  const calls = [1, 2, 3].map(() => sidecar.encode({ image }));
+  const errors = Promise.allSettled(calls);
+  await received(sidecar, 3);
+  process.kill(sidecar.pid as number, 'SIGKILL');
+  const told = (await errors).map((each) => each.status === 'rejected' && each.reason);
+  assert.deepEqual(
+    told.map(({ code, retryable }) => [code, retryable]),
+    [
+      ['sidecar.exited', false],
+      ['sidecar.exited', true],
+      ['sidecar.exited', true],
+    ],
+  );
+  assert.match(told[0].message, /was working on this call/);
 });
 
 test('a sidecar that answers nonsense is replaced', async (t) => {
@@ -206,8 +296,7 @@ test('close ends the process, and rejects what is in flight', async (t) => {
   const sidecar = await startFake(t, 'never-answers');
   const pid = sidecar.pid as number;
   const call = assert.rejects(sidecar.encode({ image }), { code: 'sidecar.closed' });
-  await new Promise((resolve) => setImmediate(resolve));
-  await sidecar.stats();
+  await received(sidecar, 1);
   await sidecar.close();
   await call;
   assert.equal(lives(pid), false);
@@ -265,4 +354,97 @@ test('Electron’s own switches do not reach the sidecar; the rest of the enviro
     lines.find((line) => line[0] === '{') as string,
   );
   assert.deepEqual([OURS, ELECTRON_RUN_AS_NODE], ['kept', undefined]);
+});
+
+/** Runs a script of Node's as a child, to its end: what it told, in order. */
+function run(
+  script: string,
+  request = '',
+  change: Partial<Program> = {},
+): Promise<{
+  events: RunEvent[];
+  logs: LogEntry[];
+  exit: Exit;
+}> {
+  const program = {
+    command: process.execPath,
+    args: ['-e', script],
+    env: process.env,
+    ...change,
+  };
+  return new Promise((resolve) => {
+    const events: RunEvent[] = [];
+    const logs: LogEntry[] = [];
+    new Child(program, request, awakeClock, {
+      log: (entry) => logs.push(entry),
+      event: (event) => {
+        events.push(event);
+        if (event.kind === 'exited') resolve({ events, logs, exit: event.exit });
+      },
+    });
+  });
+}
+
+test('a child that goes before it has read what we write is no error of the app', async () => {
+  const { exit } = await run('process.exit(4)', 'x'.repeat(2 ** 24)); // EPIPE: more than a pipe holds
+  assert.equal(exit.reason, 'exit code 4');
+});
+
+test('of stderr the last lines are kept, and no more', async () => {
+  const { exit, logs } = await run(
+    'for (let line = 0; line < 500; line += 1) console.error("line " + line)',
+  );
+  assert.deepEqual(
+    exit.stderrTail,
+    Array.from({ length: 40 }, (_, at) => `line ${460 + at}`),
+  );
+  assert.equal(logs.length, 500);
+});
+
+test('what explains a death is kept of the log, not what was routine', async () => {
+  const line = (level: string, message: string): string =>
+    `console.error(${JSON.stringify(JSON.stringify({ time: 't', level, message }))});`;
+  const { exit, logs } = await run(
+    `${line('info', 'answered')} ${line('warning', 'low on memory')} ${line('error', 'gone')}
+     ${line('debug', 'detail')} console.error('Traceback')`,
+  );
+  assert.deepEqual(exit.stderrTail, ['low on memory', 'gone', 'Traceback']);
+  assert.equal(logs.length, 5);
+});
+
+test('a grandchild that holds the pipes does not hide that the child is gone', async () => {
+  const { exit } = await run(
+    `const { spawn } = require('node:child_process');
+     const grandchild = spawn(process.execPath, ['-e', 'setTimeout(() => {}, 3000)'], {
+       detached: true, stdio: 'inherit',
+     });
+     grandchild.unref();
+     process.exit(5);`,
+  );
+  assert.equal(exit.reason, 'exit code 5');
+});
+
+test('a program that cannot be started is refused, then has ended, and is heard of later only', async () => {
+  for (const change of [{ command: '/nowhere/x' }, { args: ['\0'] }, { cwd: '/nowhere' }]) {
+    const { events, exit } = await run('', '', change);
+    assert.deepEqual(
+      events.map(({ kind }) => kind),
+      ['refused', 'exited'],
+    );
+    assert.equal(exit.reason, 'not started');
+  }
+});
+
+test('a fatal line is final, unless it says that it may pass', async () => {
+  const finals = async (fault: object): Promise<boolean> => {
+    const line = JSON.stringify({ event: 'fatal', message: 'm', ...fault });
+    const { events } = await run(`console.log(${JSON.stringify(line)})`);
+    const [first] = events;
+    assert.equal(first?.kind, 'refused');
+    return first?.kind === 'refused' && first.final;
+  };
+  assert.equal(await finals({ code: 'model.invalid' }), true);
+  assert.equal(await finals({ code: 'model.invalid', retryable: false }), true);
+  assert.equal(await finals({ code: 'internal' }), false);
+  assert.equal(await finals({ code: 'system.no_memory', retryable: true }), false);
 });

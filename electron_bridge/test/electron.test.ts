@@ -5,6 +5,7 @@ import path from 'node:path';
 import { test } from 'node:test';
 import { runInNewContext } from 'node:vm';
 import { closeBeforeQuit, followPower } from '../src/electron.js';
+import { child, lives, startFake } from './fake.js';
 
 /** Electron's `app`: `quit` asks `before-quit`, and quits if nobody minds. */
 class FakeApp extends EventEmitter {
@@ -44,6 +45,46 @@ test('an app whose sidecar never started quits all the same', async () => {
   const starting = Promise.reject(new Error('no model'));
   closeBeforeQuit(app, starting);
   app.quit();
+  await settled();
+  assert.equal(app.quits, 1);
+});
+
+test('an app that quits while the sidecar starts waits for no model, and leaves no process', async (t) => {
+  const app = new FakeApp();
+  let pid: number | undefined;
+  const starting = startFake(t, 'never-ready', {
+    log: ({ message }) => {
+      pid ??= Number(message);
+    },
+    args: [child, 'never-ready+tells-pid'],
+    onState: (_, { phase }) => void (phase === 'loading' && app.quit()),
+  });
+  closeBeforeQuit(app, starting);
+  await assert.rejects(starting, { code: 'request.cancelled' });
+  while (app.quits === 0) await settled();
+  assert.equal(lives(pid as number), false);
+});
+
+test('an app that quits before the sidecar’s process is there starts none', async (t) => {
+  const app = new FakeApp();
+  const states: string[] = [];
+  const starting = startFake(t, 'good', { onState: (state) => void states.push(state) });
+  closeBeforeQuit(app, starting);
+  app.quit();
+  await assert.rejects(starting, { code: 'request.cancelled' });
+  while (app.quits === 0) await settled();
+  assert.deepEqual(states, []);
+});
+
+test('of a start that the app wrapped in a promise of its own, the app waits 5 s', async (t) => {
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  const app = new FakeApp();
+  closeBeforeQuit(app, new Promise<never>(() => undefined));
+  app.quit();
+  t.mock.timers.tick(4999);
+  await settled();
+  assert.equal(app.quits, 0);
+  t.mock.timers.tick(1);
   await settled();
   assert.equal(app.quits, 1);
 });

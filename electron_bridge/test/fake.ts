@@ -16,8 +16,8 @@ export interface Asked extends StartOptions {
   readonly clock?: Clock;
 }
 
-/** Restarts come soon; what fails to start or is left open is closed when the test ends. */
-export async function startFake(
+/** The start's own promise. Restarts come soon; what fails to start or is left open is closed when the test ends. */
+export function startFake(
   t: TestContext,
   behaviour: string,
   { policy, clock, ...options }: Asked = {},
@@ -25,13 +25,7 @@ export async function startFake(
   const modelDir = mkdtempSync(path.join(tmpdir(), 'fake-model-'));
   writeFileSync(path.join(modelDir, 'manifest.json'), '{}');
   const controller = new AbortController();
-  let sidecar: VisionSidecar | undefined;
-  t.after(async () => {
-    controller.abort();
-    await sidecar?.close();
-    rmSync(modelDir, { recursive: true });
-  });
-  sidecar = await VisionSidecar.start(
+  const starting = VisionSidecar.start(
     {
       command: process.execPath,
       args: [child, behaviour],
@@ -44,7 +38,13 @@ export async function startFake(
       ...(clock && { clock }),
     },
   );
-  return sidecar;
+  t.after(async () => {
+    controller.abort();
+    const [started] = await Promise.allSettled([starting]);
+    if (started.status === 'fulfilled') await started.value.close();
+    rmSync(modelDir, { recursive: true });
+  });
+  return starting;
 }
 
 /** Whether a process with this id lives. */
@@ -68,4 +68,9 @@ export function reached(sidecar: VisionSidecar, state: string): Promise<void> {
     sidecar.on('state', look);
     look();
   });
+}
+
+/** Resolves when the fake sidecar has got `count` encodes. */
+export async function received(sidecar: VisionSidecar, count: number): Promise<void> {
+  while ((await sidecar.stats()).encodes !== count) await new Promise(setImmediate);
 }

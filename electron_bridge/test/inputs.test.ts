@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { after, test } from 'node:test';
+import { pathToFileURL } from 'node:url';
 import { type Input, prepare, rgbFromBgra, rgbFromRgba } from '../src/inputs.js';
 import { floats } from '../src/results.js';
 
@@ -10,10 +11,37 @@ const directory = mkdtempSync(path.join(tmpdir(), 'inputs-'));
 after(() => rmSync(directory, { recursive: true }));
 const file = path.join(directory, 'patient-smith.png');
 writeFileSync(file, Uint8Array.of(1, 2, 3, 4));
+writeFileSync(path.join(directory, 'patient-empty.png'), '');
 
 test('a file is sent as its bytes', async () => {
   const { name, shape, data } = await prepare({ path: file }, 10);
   assert.deepEqual([name, shape, [...data]], ['image', [4], [1, 2, 3, 4]]);
+});
+
+const written = readFileSync(file);
+const shorthands: Record<string, Input> = {
+  'a string': file,
+  'a file: URL': pathToFileURL(file),
+  'a file: URL as text': pathToFileURL(file).href,
+  'a path that is a file: URL': { path: pathToFileURL(file).href },
+  'a Buffer': written,
+  'a Uint8Array': new Uint8Array(written),
+  'an ArrayBuffer': new Uint8Array(written).buffer,
+  'a Blob': new Blob([written]),
+};
+
+for (const [what, input] of Object.entries(shorthands)) {
+  test(`${what} stands for an encoded file`, async () => {
+    const { name, datatype, shape, data } = await prepare(input, 10);
+    assert.deepEqual([name, datatype, shape, [...data]], ['image', 'UINT8', [4], [1, 2, 3, 4]]);
+  });
+}
+
+test('the memory of an ArrayBuffer is copied too', async () => {
+  const { buffer } = Uint8Array.of(1, 2, 3);
+  const prepared = prepare(buffer, 10);
+  new Uint8Array(buffer).fill(0);
+  assert.deepEqual([...(await prepared).data], [1, 2, 3]);
 });
 
 test('raw pixels are sent as rows of three bytes', async () => {
@@ -51,6 +79,17 @@ const bad: Record<string, [unknown, string]> = {
   'nothing known': [{ pixels: new Uint8Array(3) }, 'request.malformed'],
   'no input at all': [undefined, 'request.malformed'],
   'pixels of another size': [{ rgb: new Uint8Array(4), width: 1, height: 1 }, 'tensor.shape'],
+  'an empty image': [{ image: new Uint8Array(0) }, 'image.unreadable'],
+  'an empty file': [path.join(directory, 'patient-empty.png'), 'image.unreadable'],
+  'an empty Blob': [new Blob([]), 'image.unreadable'],
+  'a Blob that is too large': [new Blob([new Uint8Array(200)]), 'request.too_large'],
+  'a URL of the web': [new URL('https://patient.example/a.png'), 'request.malformed'],
+  'a file: URL of another computer': [new URL('file://patient.example/a'), 'request.malformed'],
+  'a path that is a number': [{ path: 5 }, 'request.malformed'],
+  'a number': [5, 'request.malformed'],
+  null: [null, 'request.malformed'],
+  'pixels of a canvas': [new Uint8ClampedArray(4), 'request.malformed'],
+  'a shape that is text': [{ pixelValues: new Float32Array(3), shape: '1,3,1,1' }, 'tensor.shape'],
   'a width of zero': [{ rgb: new Uint8Array(0), width: 0, height: 1 }, 'tensor.shape'],
   'half a pixel': [{ rgb: new Uint8Array(3), width: 0.5, height: 2 }, 'tensor.shape'],
   'a tensor without shape': [{ pixelValues: new Float32Array(3) }, 'tensor.shape'],
@@ -70,6 +109,13 @@ for (const [what, [input, code]] of Object.entries(bad)) {
     });
   });
 }
+
+test('what came is named: its kind, never its content', async () => {
+  await assert.rejects(prepare({ image: 'patient' } as unknown as Input, 9), {
+    message: 'expected image to be a Uint8Array; "patient" came.',
+  });
+  await assert.rejects(prepare(new Map() as unknown as Input, 9), { message: /a Map came/ });
+});
 
 const pixels = Uint8Array.of(10, 20, 30, 255, 10, 20, 30, 0, 10, 20, 30, 51);
 
