@@ -10,6 +10,7 @@ import { pipeline } from 'node:stream/promises';
 import { Unzip, UnzipInflate } from 'fflate';
 import { type Fault, SidecarError } from './errors.js';
 
+/** Where the model comes from, what it must be, and where it goes. */
 export interface FetchModelOptions {
   /** Of the zip file that the build writes beside a model directory. `https:` only, redirections included. */
   readonly url: string | URL;
