@@ -33,7 +33,7 @@ def library() -> ctypes.CDLL:
 
 
 def variant(operators: Iterable[str]) -> str:
-    """The instruction set that these custom ops would use on this CPU, such as `AVX3_ZEN4`.
+    """The instruction set that these custom ops would use on this CPU, such as `AVX512 and VNNI`.
 
     Raises CustomOpsUnavailable where the CPU gains nothing by one of them.
     """

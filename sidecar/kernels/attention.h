@@ -33,7 +33,7 @@ struct AttentionTensors {
 
 // Attention compiled for one instruction set.
 struct AttentionVariant {
-  const char* name;  // the instruction set's, such as "AVX3_ZEN4"
+  const char* name;  // the instruction set's, such as "AVX512 and VNNI"
 
   // Bytes of scratch memory that `run` needs on at most `threads` threads.
   size_t (*scratch_bytes)(const AttentionShape& shape, size_t threads);

@@ -230,15 +230,18 @@ class Layer {
     const TokenScale* const scales = tensors_.token_scales + token;
     MultiplyTile<Product, kVectors>(
         left, stride, scratch.panel, groups_, [](size_t) HWY_ATTR { return hn::Zero(Ints()); },
-        [=](size_t r, size_t v, Int sum) HWY_ATTR {
+        [=](size_t r, const Int(&sums)[kVectors]) HWY_ATTR {
           if (r >= count) return;
-          const Float start = hn::MulAdd(hn::Set(floats, scales[r].offset),
-                                         hn::Load(floats, scratch.sums + v * kLanes),
-                                         hn::Load(floats, scratch.bias + v * kLanes));
-          const Float product =
-              hn::Mul(hn::ConvertTo(floats, sum), hn::Load(floats, scratch.scales + v * kLanes));
-          const Float number = hn::MulAdd(product, hn::Set(floats, scales[r].scale), start);
-          hn::Store(number, floats, scratch.tile + r * kPanel + v * kLanes);
+          VK_UNROLL
+          for (size_t v = 0; v < kVectors; ++v) {
+            const Float start = hn::MulAdd(hn::Set(floats, scales[r].offset),
+                                           hn::Load(floats, scratch.sums + v * kLanes),
+                                           hn::Load(floats, scratch.bias + v * kLanes));
+            const Float product = hn::Mul(hn::ConvertTo(floats, sums[v]),
+                                          hn::Load(floats, scratch.scales + v * kLanes));
+            const Float number = hn::MulAdd(product, hn::Set(floats, scales[r].scale), start);
+            hn::Store(number, floats, scratch.tile + r * kPanel + v * kLanes);
+          }
         });
     switch (activation_) {
       case Activation::kNone:

@@ -50,7 +50,7 @@ struct LinearTensors {
 
 // Linear layers compiled for one instruction set.
 struct LinearVariant {
-  const char* name;  // the instruction set's, such as "AVX3_ZEN4"
+  const char* name;  // the instruction set's, such as "AVX512 and VNNI"
 
   // Numbers [tokens, inputs], multiplied by factors [inputs] unless null, become `quantized`
   // [tokens, TokenBytes(inputs)] and `scales` [tokens]. They must be finite; with others the result

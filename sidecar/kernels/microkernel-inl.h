@@ -78,6 +78,7 @@ constexpr size_t kNR = HWY_TARGET == HWY_AVX2 ? 2 : 4;
 // product.
 struct Dot {
   static constexpr float kRhsMax = 127.0f;
+  static constexpr float kDiffusion = 0.5f;  // of a value's rounding error, to the next one
 #if HWY_ARCH_X86
   // x86 multiplies unsigned by signed: a signed left-hand byte is stored plus its zero point.
   using Lhs = uint8_t;
@@ -125,15 +126,16 @@ static bool HasDot() {
 // The name of the instruction set with this product, for people.
 template <class Product>
 const char* NameOf() {
-  const bool vnni = HWY_TARGET == HWY_AVX2 && std::is_same<Product, Dot>();
-  return vnni ? "AVX2 and VNNI" : hwy::TargetName(HWY_TARGET);
+  if (HWY_TARGET == HWY_AVX2) return std::is_same<Product, Dot>() ? "AVX2 and VNNI" : "AVX2";
+  return HWY_ARCH_X86 ? "AVX512 and VNNI" : "NEON";
 }
 
 #if HWY_TARGET == HWY_AVX2
 // Without VNNI, AVX2 adds pairs of products in 16 bits: right-hand bytes have 7 bits, so that they
 // fit.
 struct Pairs {
-  static constexpr float kRhsMax = 64.0f;  // 2 * 255 * 64 < 2^15
+  static constexpr float kRhsMax = 64.0f;    // 2 * 255 * 64 < 2^15
+  static constexpr float kDiffusion = 0.2f;  // less, as the error of each value is larger
   using Lhs = uint8_t;
   static constexpr float kLhsMax = 255.0f;
   static constexpr int32_t kLhsZeroPoint = 128;
@@ -153,7 +155,7 @@ struct Pairs {
 // `lhs` holds the rows, `lhs_stride` bytes apart, each of `groups` groups. `panel` holds, group
 // after group, kVectors vectors: lane j of vector v is that group of column v * kLanes + j. So each
 // step loads the panel straight on, and one group of each row. `start(v)` is what an accumulator of
-// vector v begins with; `epilogue(row, v, sum)` takes it in the end. Both are copied: else what
+// vector v begins with; `epilogue(row, sums)` takes a row's in the end. Both are copied: else what
 // they hold would be loaded again after each float that is stored. Never inlined: the registers are
 // all ours.
 template <class Product, size_t kVectors, class Start, class Epilogue>
@@ -187,8 +189,7 @@ HWY_NOINLINE void MultiplyTile(const typename Product::Lhs* lhs, size_t lhs_stri
   }
   VK_UNROLL
   for (size_t row = 0; row < kMR; ++row) {
-    VK_UNROLL
-    for (size_t v = 0; v < kVectors; ++v) epilogue(row, v, sums[row][v]);
+    epilogue(row, sums[row]);
   }
 }
 
@@ -215,6 +216,11 @@ HWY_INLINE void ForEachPanel(size_t vectors, const Use& use) {
 
 static HWY_INLINE Float LoadUpTo(const float* from, size_t count) {
   return count >= kLanes ? hn::LoadU(Floats(), from) : hn::LoadN(Floats(), from, count);
+}
+
+template <class T>
+HWY_INLINE Int LoadInts(const T* from) {
+  return hn::Load(Ints(), reinterpret_cast<const int32_t*>(from));
 }
 
 constexpr float kSmallest = 1e-35f;  // what is smaller counts as this, so no inverse overflows
@@ -273,23 +279,6 @@ HWY_INLINE Float Exp2By(const float (&coefficients)[kDegree], Float x) {
 // The coefficients have the least relative error: one part in 9000, which 8 bits cannot tell.
 static HWY_INLINE Float Exp2(Float x) {
   return Exp2By({0.693282927f, 0.24221096f, 0.055008931f}, x);
-}
-
-// The integer nearest to 2 to the power of x, plus `dither`. Minus infinity gives that of `dither`.
-static HWY_INLINE Int NearestExp2(Float x, Float dither) {
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
-  // AVX512 has instructions that Highway does not know: the fraction, times two to the rest,
-  // rounded.
-  const Floats floats;
-  const Float fraction{_mm512_reduce_ps(x.raw, _MM_FROUND_TO_NEG_INF)};
-  Float power = hn::MulAdd(hn::Set(floats, 0.0770670425f), fraction, hn::Set(floats, 0.22764499f));
-  power = hn::MulAdd(power, fraction, hn::Set(floats, 0.695116787f));
-  power = hn::MulAdd(power, fraction, hn::Set(floats, 1.0f));
-  power = hn::Add(Float{_mm512_scalef_ps(power.raw, x.raw)}, dither);
-  return Int{_mm512_cvtps_epi32(power.raw)};
-#else
-  return Nearest(hn::Add(Exp2(x), dither));
-#endif
 }
 
 // One part in ten million.
