@@ -10,7 +10,7 @@ DEMO := .work/demo-model
 TINY := .work/tiny-model
 CPP = $$(git ls-files '*.cc')
 
-.PHONY: install kernels demo test check freeze bench profile soak fuzz lock npm packed bundlers clean
+.PHONY: install kernels demo test check freeze bench profile soak fuzz lock wheel npm packed bundlers clean
 
 install: .venv/.installed $(BRIDGE) kernels
 
@@ -84,6 +84,11 @@ soak: install
 fuzz: install
 	$(PY) -m tests.fuzz
 	$(PY) -m tests.fuzz --count 20000 --seed 5 --transport stdio
+
+# The Python package with the kernels, tagged for this platform; then in an environment of its own.
+wheel: install
+	$(PY) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PY) -m pytest -m slow tests/test_wheel.py
 
 # Tarballs of the npm packages in dist/npm: the bridge, this platform's program, the demo model.
 npm: install freeze $(DEMO)/manifest.json
