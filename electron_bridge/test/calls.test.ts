@@ -227,8 +227,8 @@ const unwritable: Record<string, [unknown, string]> = {
   'half a character': ['\ud800', 'request.malformed'],
   'half a character in a name': [{ '\udfff': 1 }, 'request.malformed'],
   'a circle': [circle(), 'request.malformed'],
-  'seven levels': [[[[[[[[]]]]]]], 'request.malformed'],
-  'too much text': ['x'.repeat(70_000), 'request.too_large'],
+  'many levels': [nested(20), 'request.malformed'],
+  'too much text': ['x'.repeat(200_000), 'request.too_large'],
 };
 
 for (const [what, [value, code]] of Object.entries(unwritable)) {
@@ -380,6 +380,10 @@ test('an id is not used again while the sidecar may answer it', async () => {
   void calls.call(encode, open);
   assert.equal(sent[2]?.id, 1);
 });
+
+function nested(levels: number): unknown {
+  return levels === 0 ? 1 : [nested(levels - 1)];
+}
 
 function circle(): unknown {
   const round: Record<string, unknown> = {};
