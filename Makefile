@@ -10,7 +10,7 @@ DEMO := .work/demo-model
 TINY := .work/tiny-model
 CPP = $$(git ls-files '*.cc')
 
-.PHONY: install kernels demo test check freeze bench profile soak fuzz lock wheel npm packed bundlers clean
+.PHONY: install kernels demo test check freeze bench profile soak fuzz attack mutate lock wheel npm packed bundlers clean
 
 install: .venv/.installed $(BRIDGE) kernels
 
@@ -85,6 +85,16 @@ fuzz: install
 	$(PY) -m tests.fuzz
 	$(PY) -m tests.fuzz --count 20000 --seed 5 --transport stdio
 
+# The attacks of tests/attack in full, on loopback; `make test` runs them in short form.
+attack: install
+	$(PY) -m tests.attack.hostile_clients
+
+# Mutants of the files that pyproject.toml names under tool.mutmut; LOG.md says which ones live, and why.
+mutate: install
+	$(PY) -m pip install --quiet mutmut==3.8.1
+	.venv/bin/mutmut run --max-children 2
+	.venv/bin/mutmut results
+
 # The Python package with the kernels, tagged for this platform; then in an environment of its own.
 wheel: install
 	$(PY) -m pip wheel --quiet --no-deps --wheel-dir dist .
@@ -114,4 +124,4 @@ lock:
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --extra build --extra dev --override .work/no-torch.txt --constraints requirements/runtime.txt --output-file requirements/dev.txt
 
 clean:
-	rm -rf .work dist out electron_bridge/dist
+	rm -rf .work dist out mutants electron_bridge/dist

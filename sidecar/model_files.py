@@ -83,12 +83,8 @@ class ModelFiles:
         if identity.bytes == 0:
             yield memoryview(b"")
             return
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            view = memoryview(mapped)
-            try:
-                yield view
-            finally:
-                view.release()
+        # Not closed by hand: an exception that passes here may still hold parts of it.
+        yield memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
 
     def check_unchanged(self) -> None:
         """Raises ModelInvalid where a file is another one now, or was written to."""

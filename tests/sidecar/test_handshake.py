@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import zmq
+import zmq.utils.z85 as z85
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar import handshake
 from sidecar.errors import HandshakeMalformed, ProtocolVersion, SidecarError
+from tests.sidecar import messages
 from tests.sidecar.test_manifest import JSON
 
 PUBLIC, SECRET = zmq.curve_keypair()
@@ -52,6 +54,41 @@ def test_it_is_refused_when_it_is(line: bytes, code: str) -> None:
     assert "client_public_key" in str(refused.value) or code == "protocol.version"
 
 
+def test_what_is_said_of_each_was_reviewed() -> None:
+    said = {"none in time": str(handshake.late())}
+    for name, (line, _) in HANDSHAKES.items():
+        with pytest.raises(SidecarError) as refused:
+            handshake.parse(line)
+        said[name] = str(refused.value)
+    messages.check("handshake", said)
+
+
+def padded(size: int) -> bytes:
+    """A good line of so many bytes, with its end."""
+    return line(padding="x" * (size - len(line(padding=""))))
+
+
+def test_a_line_of_4096_bytes_is_read_and_a_longer_one_is_not() -> None:
+    assert len(padded(4096)) == 4096
+    assert handshake.parse(padded(4096)).protocol == 1
+    with pytest.raises(HandshakeMalformed, match="at most 4096 bytes"):
+        handshake.parse(padded(4097))
+
+
+def test_a_key_is_decoded_as_zeromq_does_it() -> None:
+    for _ in range(50):
+        public, _secret = zmq.curve_keypair()
+        assert handshake.decode_z85(public.decode()) == z85.decode(public)
+    largest = "%nSc0" * 8  # of 32 bits
+    assert handshake.decode_z85(largest) == b"\xff" * 32
+
+
+@pytest.mark.parametrize("key", ["%nSc1" * 8, "0" * 39, "0" * 41, "0" * 39 + "~", ""], ids=repr)
+def test_what_is_no_key_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=r"Z85|substring"):
+        handshake.decode_z85(key)
+
+
 def test_a_refusal_repeats_nothing_that_came() -> None:
     with pytest.raises(HandshakeMalformed) as refused:
         handshake.parse(line(client_public_key=SECRET.decode() + "x"))
@@ -84,4 +121,18 @@ def test_what_we_answer_is_a_line_each() -> None:
         handshake.fatal(handshake.late()),
     ]
     assert all(text.endswith(b"\n") and text.count(b"\n") == 1 for text in lines)
-    assert [json.loads(text)["event"] for text in lines] == ["listening", "ready", "fatal"]
+    assert [json.loads(text) for text in lines] == [
+        {
+            "event": "listening",
+            "protocol": 1,
+            "endpoint": "tcp://127.0.0.1:5",
+            "server_public_key": "key",
+            "pid": 7,
+        },
+        {"event": "ready"},
+        {
+            "event": "fatal",
+            "code": "handshake.malformed",
+            "message": str(handshake.late()),
+        },
+    ]

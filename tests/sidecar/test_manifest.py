@@ -1,8 +1,10 @@
 """A model directory that is not as it was built is refused, with the file named."""
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,9 @@ from hypothesis import strategies as st
 
 from sidecar import manifest, model_files
 from sidecar.errors import ModelInvalid
+from sidecar.manifest import CustomOpsGraph, Manifest, Normalisation
 from tests import stand_in
+from tests.sidecar import messages
 
 GRAPH = "vision_encoder_quant.onnx"
 OTHER = "a" * 64
@@ -171,6 +175,15 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: change(d, normalisation=HOW | {"std": [1, 1, 1e-320]}),
         "cannot be computed",
     ),
+    "a limit for flat images above one": (lambda d: change(d, flat={"224": 1.1}), "flat images"),
+    "a limit for flat images below zero": (lambda d: change(d, flat={"224": -1}), "flat images"),
+    "a limit for flat images at no side": (lambda d: change(d, flat={"x": 1}), "no side length"),
+    "a limit for flat images in text": (lambda d: change(d, flat={"224": "1"}), "for 224"),
+    "a level beyond reason": (
+        lambda d: change(d, normalisation=HOW | {"mean": [0, 1e9, 0]}),
+        "cannot be computed",
+    ),
+    "a patch below zero": (lambda d: change(d, patch_size=-14), "multiples of -224"),
     "a deviation of zero": (
         lambda d: change(
             d,
@@ -186,6 +199,143 @@ def test_it_is_refused_where(spoil: Callable[[Path], object], says: str, directo
     spoil(directory)
     with pytest.raises(ModelInvalid, match=says):
         model_files.load(directory)
+
+
+def test_what_is_said_of_each_was_reviewed(tmp_path: Path) -> None:
+    said = {}
+    for number, (name, (spoil, _)) in enumerate(WRONG.items()):
+        made = stand_in.make(tmp_path / str(number))
+        spoil(made)
+        with pytest.raises(ModelInvalid) as refused:
+            model_files.load(made)
+        # The graph's own size and hash differ between versions of onnx.
+        said[name] = re.sub(r"[0-9a-f]{12}|(?<=says )[0-9]+", "…", str(refused.value))
+    messages.check("manifest", said)
+
+
+JUST_WITHIN: dict[str, dict[str, Any]] = {
+    "the largest side": {"patch_size": 64, "resolutions": [16_384], "default_resolution": 16_384},
+    "64 files": {"files": 64},
+    "hidden sizes of one": {"vision_hidden": 1, "text_hidden": 1},
+    "the largest whole number": {"vision_hidden": 2**53},
+    "whole numbers where floats are meant": {
+        "normalisation": HOW | {"mean": [0, 1, 0], "std": [1, 2, -1], "rescale": 1}
+    },
+    "levels of a million": {"normalisation": HOW | {"mean": [0, 1e6, 0], "rescale": 1}},
+    "no golden record": {"golden": ""},
+    "limits for flat images": {"flat": {"224": 0, "448": 1}},
+    "no limits for flat images": {"flat": {}},
+    "tools": {"tools": {"onnxruntime": "1.32.0"}},
+}
+
+
+def content(directory: Path, **changes: Any) -> dict[str, Any]:
+    """The manifest's fields; `files` may be a number of them."""
+    fields: dict[str, Any] = json.loads((directory / manifest.NAME).read_text("utf-8"))
+    if isinstance(changes.get("files"), int):
+        more = {f"f{i}": {"bytes": 0, "sha256": OTHER} for i in range(changes.pop("files") - 1)}
+        changes["files"] = fields["files"] | more
+    return fields | changes
+
+
+@pytest.mark.parametrize("changes", JUST_WITHIN.values(), ids=JUST_WITHIN)
+def test_what_is_just_within_the_limits_is_read(changes: dict[str, Any], directory: Path) -> None:
+    change(directory, **content(directory, **changes))
+    described = manifest.read(directory)
+    for name, value in changes.items():
+        if name in ("patch_size", "vision_hidden", "text_hidden", "default_resolution", "tools"):
+            assert getattr(described, name) == value
+
+
+def test_every_field_is_read_as_it_stands(directory: Path) -> None:
+    change(
+        directory,
+        model_id="m",
+        revision="r",
+        recipe="c",
+        projection="p",
+        patch_size=7,
+        vision_hidden=11,
+        text_hidden=13,
+        resolutions=[224, 112],
+        default_resolution=112,
+        normalisation={
+            "mean": [0.1, 0.2, 0.3],
+            "std": [0.4, 0.5, 0.6],
+            "resample": "lanczos",
+            "rescale": 0.5,
+        },
+        kernels=[{"graph": GRAPH, "operators": ["A", "B"]}],
+        golden=GRAPH,
+        flat={"112": 0.25},
+        tools={"a": "1"},
+    )
+    described = manifest.read(directory)
+    text = (directory / manifest.NAME).read_bytes()
+    file = manifest.describe(directory, [GRAPH])[GRAPH]
+    assert described == Manifest(
+        model_id="m",
+        revision="r",
+        recipe="c",
+        projection="p",
+        graph=GRAPH,
+        patch_size=7,
+        vision_hidden=11,
+        text_hidden=13,
+        default_resolution=112,
+        resolutions=(224, 112),
+        normalisation=Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "lanczos", 0.5),
+        files={GRAPH: file},
+        tools={"a": "1"},
+        kernels=(CustomOpsGraph(GRAPH, ("A", "B")),),
+        golden=GRAPH,
+        flat={112: 0.25},
+        digest=hashlib.sha256(text).hexdigest(),
+    )
+    data = (directory / GRAPH).read_bytes()
+    assert (file.bytes, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_a_manifest_is_written_in_one_way(directory: Path, tmp_path: Path) -> None:
+    manifest.write(manifest.read(directory), tmp_path)
+    text = (tmp_path / manifest.NAME).read_text("utf-8")
+    fields = json.loads(text)
+    assert text == json.dumps(fields, indent=2, sort_keys=True) + "\n"
+    assert "digest" not in fields
+    assert text == (directory / manifest.NAME).read_text("utf-8")
+
+
+@pytest.mark.parametrize("length", [38, 39])
+def test_a_format_is_cut_short_where_it_is_repeated(length: int, directory: Path) -> None:
+    change(directory, format="x" * length)
+    said = f"'{'x' * 38}'" if length == 38 else f"'{'x' * 39}…"
+    with pytest.raises(ModelInvalid, match=f"has format {said};"):
+        manifest.read(directory)
+
+
+@pytest.mark.parametrize("size", [2**20, 2**20 + 1])
+def test_a_manifest_of_1_mib_is_read_and_a_longer_one_is_not(size: int, directory: Path) -> None:
+    path = directory / manifest.NAME
+    text = path.read_text("utf-8")
+    path.write_text(text + " " * (size - len(text)), "utf-8")
+    if size == 2**20:
+        manifest.read(directory)
+    else:
+        with pytest.raises(ModelInvalid, match="larger than 1048576 bytes"):
+            manifest.read(directory)
+
+
+def test_a_manifest_that_cannot_be_read_is_named_with_the_reason(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(
+        ModelInvalid, match=r"manifest\.json cannot be read: Permission denied\. Bu"
+    ):
+        manifest.read(directory)
 
 
 def test_what_was_written_is_read(directory: Path) -> None:

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from sidecar import protocol
 from sidecar.errors import Busy
+from sidecar.job import OUTPUTS, HeatmapOptions
 from sidecar.protocol import Cancel, Done, Encode, Failed, Hello, Shutdown, Stats, Unreadable
 from tests import fuzz
 from tests.client import ROOT, message
+from tests.sidecar import messages
 
 Request = Hello | Encode | Cancel | Stats | Shutdown
 
@@ -131,6 +133,12 @@ def padded(size: int) -> bytes:
 
 
 IMAGE = {"name": "image", "datatype": "UINT8", "shape": [1]}
+
+
+def encode(**params: Any) -> bytes:
+    return pack(op="encode", inputs=[IMAGE], params=params)
+
+
 WRONG: dict[str, tuple[list[bytes], int | None, str]] = {
     "an extension type": ([pack(x=msgpack.ExtType(5, b"x"))], 5, "request.malformed"),
     "a timestamp": ([pack(x=msgpack.Timestamp(1))], 5, "request.malformed"),
@@ -193,6 +201,82 @@ WRONG: dict[str, tuple[list[bytes], int | None, str]] = {
         5,
         "request.malformed",
     ),
+    "no input": ([pack(op="encode")], 5, "request.malformed"),
+    "an input of another name": (
+        [pack(op="encode", inputs=[IMAGE | {"name": "picture"}]), b"x"],
+        5,
+        "request.malformed",
+    ),
+    "floats in an image": (
+        [pack(op="encode", inputs=[IMAGE | {"datatype": "FP32"}]), b"1234"],
+        5,
+        "request.malformed",
+    ),
+    "bytes in rgb as floats": (
+        [pack(op="encode", inputs=[IMAGE | {"name": "rgb", "datatype": "FP32"}]), b"1234"],
+        5,
+        "request.malformed",
+    ),
+    "bytes in pixel_values": (
+        [pack(op="encode", inputs=[IMAGE | {"name": "pixel_values"}]), b"x"],
+        5,
+        "request.malformed",
+    ),
+    "fewer bytes than declared": (
+        [pack(op="encode", inputs=[IMAGE | {"shape": [2]}]), b"x"],
+        5,
+        "request.malformed",
+    ),
+    "an input without a shape": (
+        [pack(op="encode", inputs=[{"name": "image", "datatype": "UINT8"}]), b"x"],
+        5,
+        "request.malformed",
+    ),
+    "a shape of nine sides": (
+        [pack(op="encode", inputs=[IMAGE | {"shape": [1] * 9}]), b"x"],
+        5,
+        "request.malformed",
+    ),
+    "a shape of true": (
+        [pack(op="encode", inputs=[IMAGE | {"shape": [True]}]), b"x"],
+        5,
+        "request.malformed",
+    ),
+    "outputs in a text": ([encode(outputs="heatmap_png"), b"x"], 5, "request.malformed"),
+    "no outputs": ([encode(outputs=[]), b"x"], 5, "request.malformed"),
+    "an unknown output": ([encode(outputs=["tokens"]), b"x"], 5, "request.unsupported"),
+    "an output that is a number": ([encode(outputs=[7]), b"x"], 5, "request.unsupported"),
+    "a resolution in text": ([encode(resolution="448"), b"x"], 5, "request.malformed"),
+    "a resolution below zero": ([encode(resolution=-448), b"x"], 5, "request.malformed"),
+    "three sides": ([encode(resolution=[1, 2, 3]), b"x"], 5, "request.malformed"),
+    "a side that is text": ([encode(resolution=[1, "2"]), b"x"], 5, "request.malformed"),
+    "another side that is text": ([encode(resolution=["1", 2]), b"x"], 5, "request.malformed"),
+    "a heatmap in a list": ([encode(heatmap=[]), b"x"], 5, "request.malformed"),
+    "an alpha that is true": ([encode(heatmap={"alpha": True}), b"x"], 5, "request.malformed"),
+    "an alpha above one": ([encode(heatmap={"alpha": 1.01}), b"x"], 5, "request.malformed"),
+    "a threshold below zero": (
+        [encode(heatmap={"threshold": -0.1}), b"x"],
+        5,
+        "request.malformed",
+    ),
+    "an alpha that is no number": (
+        [encode(heatmap={"alpha": float("nan")}), b"x"],
+        5,
+        "request.malformed",
+    ),
+    "a flag that is a number": ([encode(heatmap={"invert": 1}), b"x"], 5, "request.malformed"),
+    "a colormap that is a number": (
+        [encode(heatmap={"colormap": 1}), b"x"],
+        5,
+        "request.malformed",
+    ),
+    "an unknown colormap": ([encode(heatmap={"colormap": "jet"}), b"x"], 5, "request.malformed"),
+    "an unknown priority": ([encode(priority="high"), b"x"], 5, "request.malformed"),
+    "a target beyond 32 bits": (
+        [pack(op="cancel", params={"target": 2**32})],
+        5,
+        "request.malformed",
+    ),
     "an op that is a number": ([pack(op=7)], 5, "request.unsupported"),
     "an op that is a page long": ([pack(op="x" * 9000)], 5, "request.unsupported"),
     "no target": ([pack(op="cancel")], 5, "request.malformed"),
@@ -206,6 +290,50 @@ def test_it_is_refused_by_code(frames: list[bytes], id: int | None, code: str) -
         protocol.decode(frames)
     reply = unreadable.value.reply
     assert (reply.id, reply.error.code) == (id, code)
+    assert str(unreadable.value) == str(reply.error)
+
+
+def test_what_is_said_of_each_was_reviewed() -> None:
+    said = {}
+    for name, (frames, _, _) in WRONG.items():
+        with pytest.raises(Unreadable) as unreadable:
+            protocol.decode(frames)
+        said[name] = str(unreadable.value)
+    messages.check("protocol", said)
+
+
+def test_every_parameter_reaches_the_job() -> None:
+    params = {
+        "resolution": [448, 224],
+        "outputs": ["heatmap_png", "pooled_embedding", "heatmap_png"],
+        "heatmap": {"colormap": "grey", "alpha": 1, "threshold": 0, "invert": True, "legend": None},
+        "priority": "low",
+    }
+    request = protocol.decode([encode(**params), b"x"])
+    assert isinstance(request, Encode)
+    assert (request.bytes, request.low) == (1, True)
+    assert request.job.resolution == (448, 224)
+    assert request.job.outputs == ("heatmap_png", "pooled_embedding")  # once each
+    assert request.job.heatmap == HeatmapOptions("grey", alpha=1, threshold=0, invert=True)
+
+
+def test_without_parameters_a_job_has_the_defaults() -> None:
+    request = protocol.decode([encode(), b"x"])
+    assert isinstance(request, Encode)
+    assert (request.bytes, request.low) == (1, False)
+    job = request.job
+    assert (job.resolution, job.outputs, job.heatmap) == (None, OUTPUTS, HeatmapOptions())
+    side = protocol.decode([encode(resolution=224, priority="normal"), b"x"])
+    assert isinstance(side, Encode)
+    assert (side.job.resolution, side.low) == ((224, 224), False)
+
+
+def test_what_a_stranger_sent_is_cut_short_where_it_is_repeated() -> None:
+    for length in (38, 39):
+        with pytest.raises(Unreadable) as unreadable:
+            protocol.decode([pack(op="x" * length)])
+        word = f"'{'x' * length}'" if length == 38 else f"'{'x' * 39}…"
+        assert f"the op {word} is unknown" in str(unreadable.value)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sidecar import protocol
+from sidecar import __version__, protocol
 from sidecar.decoder import Picture
 from sidecar.encoder import Encoding, Prepared
 from sidecar.engine import Check, Choice, CustomOps
-from sidecar.errors import ImageUnreadable, ModelInvalid, SidecarError
+from sidecar.errors import ImageUnreadable, ModelInvalid, RequestTooLarge, SidecarError
 from sidecar.job import Job
 from sidecar.manifest import Manifest, Normalisation
 from sidecar.protocol import Frame
@@ -28,6 +28,7 @@ from sidecar.service import Service
 from sidecar.session import Run
 from sidecar.settings import Limits
 from tests.client import message
+from tests.sidecar import messages
 
 LIMITS = Limits(max_queue=3, max_queue_bytes=1000)
 MANIFEST = Manifest(
@@ -485,6 +486,96 @@ def test_what_is_wrong_with_a_message_is_not_told_under_an_id_that_is_owed_anoth
     assert (talk.replies[-1]["id"], code(talk.replies[-1])) == (7, "ok")
     reply = talk.ask("nothing", 7)
     assert (reply["id"], code(reply)) == (7, "request.unsupported")
+
+
+def test_hello_tells_all_that_a_client_needs_to_know() -> None:
+    release = threading.Event()
+    talk = Conversation(load=lambda: release.wait(PATIENCE) and Puppet(), limits=Limits(9, 8, 7, 6))
+    expected = {
+        "protocol": [1, 1],
+        "sidecar": __version__,
+        "state": "loading",
+        "model": "d" * 64,
+        "model_id": "m",
+        "model_revision": "1",
+        "recipe": "default",
+        "resolutions": [224],
+        "default_resolution": 224,
+        "text_hidden": 1,
+        "limits": {
+            "max_pixels": 9,
+            "max_frame_bytes": 8,
+            "max_frames": 8,
+            "max_header_bytes": 65_536,
+            "max_queue": 7,
+            "max_queue_bytes": 6,
+        },
+    }
+    frame = {"v": 1, "id": 5, "ok": True, "outputs": []}
+    assert talk.ask("hello", 5) == frame | expected
+    release.set()
+    assert talk.ready.wait(PATIENCE)
+    assert talk.ask("hello", 5) == frame | expected | {"state": "ready"}
+
+
+def test_stats_tell_what_was_answered_and_what_runs(talk: Conversation) -> None:
+    talk.ask("hello", 1)
+    talk.ask("nothing", 2)
+    stats = talk.ask("stats", 3)
+    assert stats["counts"] == {"hello": {"ok": 1}, "unreadable": {"request.unsupported": 1}}
+    assert stats["state"] == "ready"
+    assert stats["kernels"] == {"on": False, "why": "a puppet has none."}
+    assert stats["check"] == {
+        "graph": "g.onnx",
+        "threads": 0,
+        "kleidiai": True,
+        "pooled_cosine": None,
+        "heatmap_r": None,
+    }
+    assert (stats["model"], stats["model_id"], stats["model_revision"]) == ("d" * 64, "m", "1")
+    assert set(stats["versions"]) == {"numpy", "onnxruntime"}
+    assert stats["sidecar"] == __version__
+
+
+def test_what_a_transport_could_not_take_in_is_answered_without_an_id(talk: Conversation) -> None:
+    talk.service.refuse("app", RequestTooLarge("too large."))
+    assert talk.replies == [
+        {
+            "v": 1,
+            "id": None,
+            "ok": False,
+            "error": {"code": "request.too_large", "message": "too large.", "retryable": False},
+        }
+    ]
+
+
+def test_what_is_said_when_a_request_is_not_taken_was_reviewed() -> None:
+    said: dict[str, str] = {}
+    talk = Conversation(limits=Limits(max_queue=2, max_queue_bytes=1000, max_frame_bytes=900))
+    assert talk.ready.wait(PATIENCE)
+
+    def note(name: str, reply: dict[str, Any]) -> None:
+        said[name] = reply["error"]["message"]
+
+    note("too large", talk.ask("encode", 1, {"image": bytes(901)}))
+    talk.send("encode", 2, {"image": bytes(900)})
+    note("in flight", talk.ask("hello", 2))
+    note("too many bytes", talk.ask("encode", 3, {"image": bytes(101)}))
+    talk.send("encode", 4, {"image": bytes(100)})
+    note("too many", talk.ask("encode", 5, {"image": b""}))
+    talk.ask("cancel", 6, params={"target": 4})
+    note("cancelled", talk.replies[-2])
+    talk.puppet.failure = RuntimeError("secret")
+    talk.puppet.finish.set()
+    until(lambda: talk.replies[-1]["id"] == 2)
+    note("a bug", talk.replies[-1])
+    talk.service.drain()
+    note("at the end", talk.ask("encode", 7, {"image": b""}))
+    release = threading.Event()
+    loading = Conversation(load=lambda: release.wait() and Puppet())
+    note("while the model loads", loading.ask("encode", 1, {"image": b""}))
+    release.set()
+    messages.check("service", said)
 
 
 def test_a_reply_that_cannot_be_written_ends_the_service_rather_than_hang(

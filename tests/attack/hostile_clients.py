@@ -1,0 +1,224 @@
+"""Clients, strangers and model directories that mean harm, each with a bound; loopback only.
+
+    python -m tests.attack.hostile_clients [--messages 200000] [--requests 6000] [--manifests 2000]
+
+Every attack raises AssertionError where something got through. test_clients.py has the short forms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import shutil
+import socket
+import struct
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sidecar import engine, manifest, session
+from sidecar.errors import ModelInvalid, ModelUnfaithful
+from sidecar.model_files import ModelFiles
+from tests import client, fuzz, stand_in
+from tests.client import Client, ZmqClient
+
+MEBIBYTE = 2**20
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00CURVE" + bytes(15) + b"\x00" + bytes(31)
+COMMAND, LARGE = 0x04, 0x02  # flags of a ZMTP frame
+
+VALUES: tuple[Any, ...] = (
+    *(None, True, False, -1, 0, 1, 1.5, 2**31, 2**64, 10**400, float("inf"), float("nan")),
+    *("", "x", "\ud800", "../x", "x" * 10_000, [], {}, [[]], [None], {"": None}, {"x": {}}),
+)
+
+
+def held(sidecar: Client) -> int:
+    """Resident bytes."""
+    return int(sidecar.ask("stats").header["memory"]["rss_bytes"])
+
+
+def until(condition: Callable[[], Any], what: str) -> None:
+    end = time.monotonic() + client.PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.02)
+
+
+def connections(sidecar: ZmqClient, count: int) -> Iterator[socket.socket]:
+    """A stranger's, which say nothing, or the first bytes of a handshake and no more."""
+    host, port = sidecar.listening["endpoint"].removeprefix("tcp://").split(":")
+    for index in range(count):
+        stranger = socket.create_connection((host, int(port)))
+        stranger.sendall((b"", GREETING[:20], GREETING)[index % 3])
+        yield stranger
+
+
+def use_up_descriptors(sidecar: ZmqClient, count: int) -> None:
+    """A stranger holds connections open; the client's requests are answered all the same."""
+    with contextlib.ExitStack() as stack:
+        for stranger in connections(sidecar, count):
+            stack.enter_context(stranger)
+        stats = sidecar.ask("stats")
+        assert stats.ok, stats.header
+        assert sidecar.ask("encode", {"rgb": np.zeros((9, 9, 3), np.uint8)}).ok
+
+
+def fill_memory_without_a_key(sidecar: ZmqClient, strangers: int, size: int) -> None:
+    """Frames of `size` bytes before any key was shown: their memory is given back."""
+    before = held(sidecar)
+    frame = struct.pack(">BQ", COMMAND | LARGE, size) + bytes(size)
+    for stranger in connections(sidecar, strangers):
+        with stranger, contextlib.suppress(OSError):
+            stranger.sendall(GREETING + frame)
+        assert sidecar.ask("hello").ok
+    until(lambda: held(sidecar) < before + 32 * MEBIBYTE, "the strangers' memory is given back")
+
+
+def use_ids_again(sidecar: Client, count: int, seed: int) -> Counter[str]:
+    """Random requests whose ids are used again, in flight or not: one reply each, no more."""
+    chance = random.Random(seed)
+    rgb = {"rgb": np.zeros((9, 9, 3), np.uint8)}
+    kinds: list[Callable[[int], tuple[str, Any, Any]]] = [
+        lambda _: ("hello", None, {}),
+        lambda _: ("stats", None, {}),
+        lambda _: ("nothing", None, {}),
+        lambda _: ("encode", rgb, {"resolution": 224, "priority": chance.choice(["low", None])}),
+        lambda _: ("encode", rgb, {"resolution": 5}),
+        lambda _: ("encode", {"image": b"no image"}, {}),
+        lambda _: ("encode", {"image": b"x"}, {"heatmap": {"alpha": 2}}),
+        lambda top: ("cancel", None, {"target": chance.randrange(top)}),
+        lambda top: ("cancel", None, {"target": -1}),
+    ]
+    owed: Counter[int] = Counter()
+    duplicates = 0
+    codes: Counter[str] = Counter()
+    open_replies = 0
+
+    def settle(to: int) -> None:
+        nonlocal duplicates, open_replies
+        while open_replies > to:
+            reply = sidecar.next()
+            open_replies -= 1
+            codes[reply.code] += 1
+            assert reply.code != "internal", reply.header
+            id = reply.header["id"]
+            if id is None:
+                id = reply.header["error"]["duplicate_of"]
+                duplicates += 1
+            owed[id] -= 1
+            assert owed[id] >= 0, f"a second reply to {id}"
+
+    for _ in range(count):
+        id = chance.randrange(24)
+        op, inputs, params = chance.choice(kinds)(24)
+        sidecar.submit(op, inputs, params, id=id)
+        owed[id] += 1
+        open_replies += 1
+        settle(chance.choice((0, 8, 24)))
+    settle(0)
+    assert not any(owed.values())
+    codes["(of them duplicates)"] = duplicates
+    return codes
+
+
+def mutate_models(directory: Path, count: int, seed: int) -> Counter[str]:
+    """Model directories that something happened to: each one loads or is refused by its code."""
+    chance = random.Random(seed)
+    good = stand_in.make(directory / "good")
+    engine.record(
+        session.Session(good / "vision_encoder_quant.onnx"),
+        min(stand_in.SIDES),
+        good / "golden.npz",
+    )
+    names = ["vision_encoder_quant.onnx", "golden.npz"]
+    described = manifest.read(good)
+    fields = json.loads((good / manifest.NAME).read_text("utf-8"))
+    results: Counter[str] = Counter()
+    for number in range(count):
+        made = directory / f"bad{number}"
+        shutil.copytree(good, made)
+        spoiled = json.loads(json.dumps(fields)) | {"golden": "golden.npz"}
+        if chance.random() < 0.3:  # the files themselves, with the right hash
+            path = made / chance.choice(names)
+            path.write_bytes(_mutated(path.read_bytes(), chance))
+        listed = manifest.describe(made, names)
+        spoiled["files"] = {
+            name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in listed.items()
+        }
+        if chance.random() < 0.6:
+            _change(spoiled, chance)
+        text = json.dumps(spoiled).encode()
+        if chance.random() < 0.2:
+            text = _mutated(text, chance)
+        (made / manifest.NAME).write_bytes(text)
+        results[_outcome(made)] += 1
+        shutil.rmtree(made)
+    assert described.graph == names[0]
+    return results
+
+
+def _outcome(model: Path) -> str:
+    try:
+        with ModelFiles(model, manifest.read(model)) as files:
+            engine.select(files, 1)
+            files.check_unchanged()
+    except (ModelInvalid, ModelUnfaithful) as error:
+        return error.code
+    return "ok"
+
+
+def _change(fields: Any, chance: random.Random) -> None:
+    inner = fields
+    while isinstance(inner, dict | list) and inner:
+        key = chance.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
+        if not isinstance(inner[key], dict | list) or chance.random() < 0.3:
+            inner[key] = chance.choice(VALUES)
+            return
+        inner = inner[key]
+
+
+def _mutated(data: bytes, chance: random.Random) -> bytes:
+    at = chance.randrange(len(data))
+    match chance.randrange(4):
+        case 0:
+            return data[:at]
+        case 1:
+            return data[:at] + data[at + chance.randrange(1, 9) :]
+        case 2:
+            return data[:at] + chance.randbytes(chance.randrange(1, 9)) + data[at:]
+        case _:
+            return data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--messages", type=int, default=200_000)
+    parser.add_argument("--requests", type=int, default=6_000)
+    parser.add_argument("--manifests", type=int, default=2_000)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        model = stand_in.make(directory / "model")
+        with (directory / "log").open("wb") as log, ZmqClient(model, stderr=log) as sidecar:
+            use_up_descriptors(sidecar, 300)
+            print("300 half-open connections: the client is answered")
+            fill_memory_without_a_key(sidecar, 6, 64 * MEBIBYTE)
+            print("6 x 64 MiB before a key: given back")
+            print(f"{chosen.requests} requests: {use_ids_again(sidecar, chosen.requests, 0)}")
+            begun = held(sidecar)
+            codes = fuzz.run(sidecar, 1, chosen.messages)
+            grown = held(sidecar) - begun
+            print(f"{chosen.messages} mutated messages: {codes}; memory grew by {grown} bytes")
+            assert grown < 32 * MEBIBYTE
+        print(f"{chosen.manifests} models: {mutate_models(directory, chosen.manifests, 0)}")
+
+
+if __name__ == "__main__":
+    main()
