@@ -10,7 +10,8 @@ DEMO := .work/demo-model
 TINY := .work/tiny-model
 CPP = $$(git ls-files '*.cc')
 
-.PHONY: install kernels demo test check freeze bench profile soak fuzz attack mutate lock wheel npm packed bundlers clean
+.PHONY: install kernels demo test check freeze bench profile soak fuzz attack mutate lock
+.PHONY: wheel npm packed bundlers nodes docs clean
 
 install: .venv/.installed $(BRIDGE) kernels
 
@@ -115,6 +116,14 @@ bundlers: install $(TINY)
 
 $(TINY): .venv/.installed
 	$(PY) -m tests.tiny $@
+
+# The bridge's tests under each Node.js that is supported.
+nodes: install
+	node packaging/nodes.mjs
+
+# A site of all pages and the API, links checked, in out/site.
+docs: install
+	$(PY) packaging/docs_site.py
 
 # Versions for every system and Python at once. torch is left out: it has its own line above.
 lock:

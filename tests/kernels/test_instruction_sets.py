@@ -15,7 +15,8 @@ ARM_QEMU = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 
 # Without `null`, whose checks would take GCC minutes; AddressSanitizer sees a null pointer too.
 SANITISED = (
-    "-DCMAKE_CXX_FLAGS=-O1 -fsanitize=address,undefined -fno-sanitize=null -fno-sanitize-recover=all "
+    "-DCMAKE_CXX_FLAGS=-O1 -fsanitize=address,undefined -fno-sanitize=null "
+    "-fno-sanitize-recover=all "
     "-DVISION_KERNELS_TEST_VNNI"
 )
 
