@@ -85,6 +85,35 @@ class ResourcesExhausted(SidecarError):
     retryable = True
 
 
+class CollectionNotFound(SidecarError):
+    code = "collection.not_found"
+
+
+class CollectionMismatch(SidecarError):
+    code = "collection.mismatch"
+
+
+class CollectionUnreadable(SidecarError):
+    code = "collection.unreadable"
+
+
+class CollectionBusy(SidecarError):
+    code = "collection.busy"
+    retryable = True
+
+
+class CollectionExists(SidecarError):
+    code = "collection.exists"
+
+
+class CollectionReadOnly(SidecarError):
+    code = "collection.read_only"
+
+
+class CollectionDiskFull(SidecarError):
+    code = "collection.disk_full"
+
+
 class Busy(SidecarError):
     code = "busy"
     retryable = True

@@ -55,6 +55,15 @@ class Tensor:
     pixel_values: PixelValues
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeddings:
+    """What an earlier `encode` of one image returned, and at which (height, width)."""
+
+    pooled: FloatArray  # [1, text_hidden]
+    projected: FloatArray  # [1, 256, text_hidden]
+    resolution: tuple[int, int]
+
+
 Input = ImageFile | Pixels | Tensor
 
 

@@ -7,14 +7,17 @@ tests/golden holds both to the same bytes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from sidecar import case
+from sidecar.case import check_id, metadata_text
 from sidecar.errors import (
     ProtocolVersion,
     RequestMalformed,
@@ -25,6 +28,7 @@ from sidecar.errors import (
 from sidecar.job import (
     HEATMAP_PNG,
     OUTPUTS,
+    Embeddings,
     HeatmapOptions,
     ImageFile,
     Input,
@@ -34,13 +38,18 @@ from sidecar.job import (
 )
 
 VERSION = 1
-MAX_HEADER = 64 * 1024  # bytes
+MAX_HEADER = 2 * case.MAX_METADATA_BYTES  # bytes: metadata are part of it
 MAX_FRAMES = 8
-MAX_DEPTH = 8
+MAX_DEPTH = 2 + case.MAX_DEPTH  # the header, its params, and metadata in them
+MAX_RANK = 8  # of an array
+MAX_K = 1000  # matches of a search
+MAX_PATH = 4096  # characters
 MAX_ID = 2**32 - 1
 
 DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
+
+CASE_OUTPUTS = ("pooled_embedding", "projected_embeddings")  # what a case is made of
 
 Frame = bytes | memoryview
 
@@ -79,7 +88,66 @@ class Shutdown:
     op = "shutdown"
 
 
-Request = Hello | Encode | Cancel | Stats | Shutdown
+@dataclass(frozen=True, slots=True)
+class CollectionAdd:
+    """Either `job` or `embeddings`. The job's outputs are `outputs`, and what a case is made of."""
+
+    id: int
+    collection: Path
+    case: str
+    metadata: str  # a JSON object
+    replace: bool
+    outputs: tuple[str, ...]
+    job: Job | None
+    embeddings: Embeddings | None
+    bytes: int
+    low: bool = False
+    op = "collection.add"
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionSearch:
+    """Either `job` or `embeddings`, as for CollectionAdd."""
+
+    id: int
+    collection: Path
+    k: int
+    regions: bool
+    where: Mapping[str, Any]
+    read_only: bool
+    outputs: tuple[str, ...]
+    job: Job | None
+    embeddings: Embeddings | None
+    bytes: int
+    low: bool = False
+    op = "collection.search"
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionRemove:
+    id: int
+    collection: Path
+    case: str
+    low: bool = False
+    op = "collection.remove"
+    job = None
+    bytes = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionInfo:
+    id: int
+    collection: Path
+    read_only: bool
+    low: bool = False
+    op = "collection.info"
+    job = None
+    bytes = 0
+
+
+CollectionRequest = CollectionAdd | CollectionSearch | CollectionRemove | CollectionInfo
+Work = Encode | CollectionRequest  # what waits in the queue
+Request = Hello | Work | Cancel | Stats | Shutdown
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +254,8 @@ def _request(id: int, header: Mapping[str, Any], payloads: Sequence[Frame]) -> R
     if op == "encode":
         size = sum(len(payload) for payload in payloads)
         return Encode(id, _job(inputs, params), size, _is_low(params.get("priority")))
+    if op in ("collection.add", "collection.search"):
+        return _with_image(id, str(op), inputs, params, payloads)
     if inputs:
         raise RequestMalformed(f"the op {_short(op)} takes no inputs; {len(inputs)} came.")
     match op:
@@ -200,10 +270,95 @@ def _request(id: int, header: Mapping[str, Any], payloads: Sequence[Frame]) -> R
             return Stats(id)
         case "shutdown":
             return Shutdown(id)
+        case "collection.remove":
+            low = _is_low(params.get("priority"))
+            return CollectionRemove(id, _path(params), check_id(params.get("id")), low)
+        case "collection.info":
+            low = _is_low(params.get("priority"))
+            return CollectionInfo(id, _path(params), _flag(params, "read_only"), low)
     raise RequestUnsupported(
-        f"the op {_short(op)} is unknown; this sidecar knows hello, encode, cancel, stats and "
-        "shutdown."
+        f"the op {_short(op)} is unknown; this sidecar knows hello, encode, cancel, stats, "
+        "shutdown, and collection.add, .search, .remove and .info."
     )
+
+
+def _with_image(
+    id: int,
+    op: str,
+    inputs: Mapping[str, NDArray[Any]],
+    params: Mapping[str, Any],
+    payloads: Sequence[Frame],
+) -> CollectionAdd | CollectionSearch:
+    embeddings = _embeddings(inputs, params)
+    job: Job | None = None
+    outputs: tuple[str, ...] = ()
+    if embeddings is None:
+        wanted = _job(inputs, params, may_be_none=True)
+        outputs = wanted.outputs
+        job = replace(wanted, outputs=tuple(dict.fromkeys((*outputs, *CASE_OUTPUTS))))
+    path, low = _path(params), _is_low(params.get("priority"))
+    size = sum(len(payload) for payload in payloads)
+    if op == "collection.add":
+        metadata = params.get("metadata")
+        return CollectionAdd(
+            id,
+            path,
+            case=check_id(params.get("id")),
+            metadata=metadata_text({} if metadata is None else metadata),
+            replace=_flag(params, "replace"),
+            outputs=outputs,
+            job=job,
+            embeddings=embeddings,
+            bytes=size,
+            low=low,
+        )
+    where, k = params.get("where"), params.get("k")
+    metadata_text({} if where is None else where)  # of the same kind, within the same bounds
+    if k is not None and not (_is_id(k) and 1 <= k <= MAX_K):
+        raise RequestMalformed(f"params.k must be a whole number from 1 to {MAX_K}.")
+    return CollectionSearch(
+        id,
+        path,
+        k=10 if k is None else k,
+        regions=_flag(params, "regions"),
+        where={} if where is None else where,
+        read_only=_flag(params, "read_only"),
+        outputs=outputs,
+        job=job,
+        embeddings=embeddings,
+        bytes=size,
+        low=low,
+    )
+
+
+def _embeddings(inputs: Mapping[str, NDArray[Any]], params: Mapping[str, Any]) -> Embeddings | None:
+    """None where an image is given instead."""
+    if set(inputs) != set(CASE_OUTPUTS):
+        return None
+    resolution = _resolution(params.get("resolution"))
+    if resolution is None or any(array.dtype != DTYPES["FP32"] for array in inputs.values()):
+        raise RequestMalformed(
+            "embeddings of an earlier encode must be FP32, and come with the resolution that its "
+            "reply names."
+        )
+    return Embeddings(inputs["pooled_embedding"], inputs["projected_embeddings"], resolution)
+
+
+def _path(params: Mapping[str, Any]) -> Path:
+    value = params.get("collection")
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_PATH or "\0" in value:
+        raise RequestMalformed("params.collection must be the path of a file.")
+    path = Path(value)
+    if not path.is_absolute():
+        raise RequestMalformed("params.collection must be an absolute path.")
+    return path
+
+
+def _flag(params: Mapping[str, Any], name: str) -> bool:
+    value = params.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise RequestMalformed(f"params.{name} must be true or false.")
+    return bool(value)
 
 
 def _inputs(declared: Any, payloads: Sequence[Frame]) -> dict[str, NDArray[Any]]:
@@ -227,7 +382,7 @@ def _array(name: str, datatype: str, shape: list[Any], payload: Frame) -> NDArra
         raise RequestMalformed(
             f"datatype must be one of {', '.join(DTYPES)}; {_short(datatype)} came."
         )
-    if len(shape) > MAX_DEPTH or not all(_is_id(side) for side in shape):
+    if len(shape) > MAX_RANK or not all(_is_id(side) for side in shape):
         raise RequestMalformed(
             f"the shape of {_short(name)} must be a short list of whole numbers."
         )
@@ -244,11 +399,13 @@ def _array(name: str, datatype: str, shape: list[Any], payload: Frame) -> NDArra
     return np.require(array, requirements="A")  # a frame may begin at any byte
 
 
-def _job(inputs: Mapping[str, NDArray[Any]], params: Mapping[str, Any]) -> Job:
+def _job(
+    inputs: Mapping[str, NDArray[Any]], params: Mapping[str, Any], may_be_none: bool = False
+) -> Job:
     return Job(
         input=_input(inputs),
         resolution=_resolution(params.get("resolution")),
-        outputs=_outputs(params.get("outputs")),
+        outputs=_outputs(params.get("outputs"), may_be_none),
         heatmap=_heatmap(params.get("heatmap")),
     )
 
@@ -262,7 +419,7 @@ def _input(inputs: Mapping[str, NDArray[Any]]) -> Input:
         case [("image", array)] if array.dtype == DTYPES["UINT8"]:
             return ImageFile(array.tobytes())
     raise RequestMalformed(
-        "encode takes exactly one input: pixel_values (FP32), rgb (UINT8) or image (UINT8)."
+        "expected exactly one image: pixel_values (FP32), rgb (UINT8) or image (UINT8)."
     )
 
 
@@ -277,11 +434,11 @@ def _resolution(value: Any) -> tuple[int, int] | None:
     raise RequestMalformed("resolution must be a side length in pixels, or [height, width].")
 
 
-def _outputs(value: Any) -> tuple[str, ...]:
+def _outputs(value: Any, may_be_none: bool) -> tuple[str, ...]:
     known = (*OUTPUTS, HEATMAP_PNG)
     if value is None:
         return OUTPUTS
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list) or not (value or may_be_none):
         raise RequestMalformed(f"outputs must be a list of names from {', '.join(known)}.")
     for name in value:
         if name not in known:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sidecar import __version__, image_header, protocol
+from sidecar.collection_ops import CollectionOps
 from sidecar.encoder import Encoder, Encoding, Prepared
 from sidecar.errors import (
     Busy,
@@ -39,6 +40,7 @@ from sidecar.protocol import (
     Shutdown,
     Stats,
     Unreadable,
+    Work,
 )
 from sidecar.session import VERSIONS, Run
 from sidecar.settings import Limits
@@ -47,6 +49,8 @@ from sidecar.stats import Stats as Statistics
 log = logging.getLogger(__name__)
 
 RGB_BYTES = 3  # of one pixel
+IDLE_S = 10  # after that, collections are closed: others may open or copy them
+CLOSE_S = 0.5
 
 BUG = "a bug in the sidecar; its log says where."
 
@@ -56,10 +60,10 @@ Deliver = Callable[[Client, list[Frame]], None]
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """An accepted `encode` request, until nobody works on it any more."""
+    """An accepted request for work, until nobody works on it any more."""
 
     client: Client
-    request: Encode
+    request: Work
     accepted: float = field(default_factory=time.perf_counter)
     run: Run = field(default_factory=Run)
     prepared: Future[Prepared] = field(default_factory=Future)
@@ -98,6 +102,7 @@ class Service:
         self._draining = False  # no new work, but what was accepted is still done
         self._encoder: Encoder | None = None
         self._statistics = Statistics()
+        self._collections = CollectionOps(manifest)  # the worker's
         self._worker = threading.Thread(target=self._work, name="model", daemon=True)
         self._preparer = threading.Thread(target=self._prepare, name="images", daemon=True)
 
@@ -141,7 +146,7 @@ class Service:
                 self._cancel_all()
                 self._answer(client, request.op, Done(request.id))
                 self._on_finished(None)
-            case Encode():
+            case _:
                 try:
                     self._accept(Task(client, request))
                 except SidecarError as error:
@@ -162,6 +167,8 @@ class Service:
         model that still loads, is not waited for.
         """
         self._cancel_all()
+        if self._collections.any_open:
+            self._worker.join(CLOSE_S)  # it closes them; else the next who opens them does
         self._on_finished(None)
 
     def drain(self) -> None:
@@ -196,11 +203,11 @@ class Service:
             self._enqueue(task)
             self._changed.notify_all()
 
-    def _decoded_bytes(self, request: Encode) -> int:
+    def _decoded_bytes(self, request: Work) -> int:
         """The bytes of an image file's pixels; 0 where its header is not understood, so that the
         decoder will refuse it. Raises ImageTooLarge, ImageUnreadable.
         """
-        source = request.job.input
+        source = None if request.job is None else request.job.input
         size = image_header.size(source.data) if isinstance(source, ImageFile) else None
         if size is None:
             return 0
@@ -251,13 +258,30 @@ class Service:
                 if not self._ending:
                     self._on_ready()
             self._preparer.start()
-            while self._perform_next(encoder):
-                pass
+            self._perform_all(encoder)
         except Exception as error:
             self._on_finished(failure(error, "the worker failed"))
         else:
             if not self._ending:  # else `end` or a shutdown still has a reply to give
                 self._on_finished(None)
+
+    def _perform_all(self, encoder: Encoder) -> None:
+        try:
+            while True:
+                if not self._wait():
+                    self._collections.close()
+                elif not self._perform_next(encoder):
+                    return
+        finally:
+            self._collections.close()
+
+    def _wait(self) -> bool:
+        """For a task or the end; False where collections are open and nobody asked for a while."""
+        idle = IDLE_S if self._collections.any_open else None
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: bool(self._queue) or self._ending or self._draining, idle
+            )
 
     def _next(self) -> Task | None:
         with self._changed:
@@ -278,6 +302,7 @@ class Service:
                 task.preparing = True
             try:
                 task.run.check()
+                assert task.request.job is not None
                 task.prepared.set_result(self._encoder.prepare(task.request.job, task.run))
             except BaseException as error:
                 task.prepared.set_exception(error)
@@ -291,7 +316,9 @@ class Service:
         prepared images take more memory than the payloads that the queue counts.
         """
         for task in (self._current, *itertools.islice(self._queue, 1)):
-            if task is not None and not task.preparing and not task.prepared.done():
+            if task is None or task.request.job is None:
+                continue
+            if not task.preparing and not task.prepared.done():
                 return task
         return None
 
@@ -310,21 +337,31 @@ class Service:
         begun = time.perf_counter()
         reply: Reply
         timing: dict[str, float] = {}
+        encoding: Encoding | None = None
         try:
-            encoding = encoder.infer(task.prepared.result(), task.run)
-            timing = {
-                "queue_ms": (begun - task.accepted) * 1e3,
-                "preprocess_ms": encoding.preprocess_ms,
-                "inference_ms": encoding.inference_ms,
-                "drawing_ms": encoding.drawing_ms,
-            }
-            reply = _done(task.request.id, encoding, self.manifest.digest, timing)
+            request = task.request
+            if isinstance(request, Encode):
+                encoding = encoder.infer(task.prepared.result(), task.run)
+                timing = _timing(task, begun, encoding)
+                reply = _done(request.id, encoding, self.manifest.digest, timing)
+            else:
+                collection = self._collections.open(request)
+                if request.job is not None:
+                    encoding = encoder.infer(task.prepared.result(), task.run)
+                    timing = _timing(task, begun, encoding)
+                task.run.check()
+                arrays, fields = self._collections.perform(request, collection, encoding)
+                if encoding is not None:
+                    done = _done(request.id, encoding, self.manifest.digest, timing)
+                    arrays, fields = {**done.arrays, **arrays}, {**done.fields, **fields}
+                reply = Done(request.id, arrays, fields)
         except Exception as error:
+            task.run.terminate()  # what was prepared for it is not needed
             reply = Failed(task.request.id, failure(error, "a request failed", task.request.id))
         with self._changed:
             self._current = None
             self._release(task)
-            if timing:
+            if encoding is not None:
                 timing["total_ms"] = (time.perf_counter() - task.accepted) * 1e3
                 self._statistics.time(encoding.resolution, encoding.images, timing)
         if self._close(task):
@@ -407,6 +444,15 @@ def failure(error: Exception, what: str, id: int | None = None) -> SidecarError:
         return error
     log.error(what, exc_info=error, extra={} if id is None else {"request": id})
     return exhausted(error) or Internal(BUG)
+
+
+def _timing(task: Task, begun: float, encoding: Encoding) -> dict[str, float]:
+    return {
+        "queue_ms": (begun - task.accepted) * 1e3,
+        "preprocess_ms": encoding.preprocess_ms,
+        "inference_ms": encoding.inference_ms,
+        "drawing_ms": encoding.drawing_ms,
+    }
 
 
 def _done(id: int, encoding: Encoding, digest: str, timing: dict[str, float]) -> Done:

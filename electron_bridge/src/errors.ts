@@ -21,6 +21,13 @@ export const SIDECAR_CODES = [
   'model.invalid',
   'model.unfaithful',
   'resources.exhausted',
+  'collection.not_found',
+  'collection.mismatch',
+  'collection.unreadable',
+  'collection.busy',
+  'collection.exists',
+  'collection.read_only',
+  'collection.disk_full',
   'busy',
   'internal',
 ] as const;
@@ -55,6 +62,7 @@ export function codeFrom(text: string): ErrorCode {
 
 const RETRYABLE: ReadonlySet<string> = new Set([
   'busy',
+  'collection.busy',
   'model.loading',
   'resources.exhausted',
   'request.timeout',

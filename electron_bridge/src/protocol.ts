@@ -11,8 +11,8 @@ import { codeFrom, type Fault, SidecarError } from './errors.js';
 
 export const VERSION = 1;
 export const MAX_ID = 2 ** 32 - 1;
-const MAX_HEADER = 64 * 1024; // bytes
-const MAX_DEPTH = 8;
+const MAX_HEADER = 128 * 1024; // bytes: the metadata of a case are part of it
+const MAX_DEPTH = 16;
 
 const ITEM_BYTES = { FP32: 4, UINT8: 1 } as const;
 
@@ -26,7 +26,16 @@ export interface NamedArray {
   readonly data: Uint8Array;
 }
 
-export type Op = 'hello' | 'encode' | 'cancel' | 'stats' | 'shutdown';
+export type Op =
+  | 'hello'
+  | 'encode'
+  | 'cancel'
+  | 'stats'
+  | 'shutdown'
+  | 'collection.add'
+  | 'collection.search'
+  | 'collection.remove'
+  | 'collection.info';
 
 export interface Request {
   readonly op: Op;

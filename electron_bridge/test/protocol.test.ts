@@ -54,6 +54,56 @@ const requests: Record<string, { id: number } & Request> = {
     ],
     params: { resolution: 224, outputs: ['attention_scores'] },
   },
+  'collection-add': {
+    id: 8,
+    op: 'collection.add',
+    inputs: [{ name: 'image', datatype: 'UINT8', shape: [4], data: Uint8Array.of(1, 2, 3, 4) }],
+    params: {
+      collection: '/nonexistent/folder/cases',
+      id: 'Fall 7 心電図',
+      metadata: { age: 71, tags: ['a', null, true], note: { by: 'x', score: 0.5 } },
+      replace: true,
+      resolution: 448,
+      outputs: [],
+      priority: 'low',
+    },
+  },
+  'collection-search': {
+    id: 9,
+    op: 'collection.search',
+    inputs: [
+      {
+        name: 'projected_embeddings',
+        datatype: 'FP32',
+        shape: [1, 2, 1],
+        data: new Uint8Array(Float32Array.of(0.5, 1.5).buffer),
+      },
+      {
+        name: 'pooled_embedding',
+        datatype: 'FP32',
+        shape: [1, 1],
+        data: new Uint8Array(Float32Array.of(1).buffer),
+      },
+    ],
+    params: {
+      collection: '/nonexistent/folder/cases',
+      k: 3,
+      regions: true,
+      where: { age: 71 },
+      read_only: true,
+      resolution: [448, 448],
+    },
+  },
+  'collection-remove': {
+    id: 10,
+    op: 'collection.remove',
+    params: { collection: '/nonexistent/folder/cases', id: 'case 7' },
+  },
+  'collection-info': {
+    id: 11,
+    op: 'collection.info',
+    params: { collection: '/nonexistent/folder/cases', read_only: true },
+  },
 };
 
 for (const [name, { id, ...request }] of Object.entries(requests)) {

@@ -283,7 +283,7 @@ def test_a_message_whose_id_cannot_be_read_is_answered_with_none(
 
 
 def test_a_header_too_large_is_refused(sidecar: Client) -> None:
-    sidecar.send(message("hello", 7, params={"padding": "x" * 70_000}))
+    sidecar.send(message("hello", 7, params={"padding": "x" * 140_000}))
     assert sidecar.reply(None).code == "request.too_large"
 
 

@@ -15,12 +15,10 @@ from hypothesis import strategies as st
 from sidecar import protocol
 from sidecar.errors import Busy
 from sidecar.job import OUTPUTS, HeatmapOptions
-from sidecar.protocol import Cancel, Done, Encode, Failed, Hello, Shutdown, Stats, Unreadable
+from sidecar.protocol import Done, Encode, Failed, Hello, Request, Unreadable
 from tests import fuzz
 from tests.client import ROOT, message
 from tests.sidecar import messages
-
-Request = Hello | Encode | Cancel | Stats | Shutdown
 
 SCALARS = (
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=9)
@@ -33,7 +31,8 @@ PLAIN = st.recursive(
     max_leaves=12,
 )
 KEYS = st.sampled_from(["v", "id", "op", "inputs", "params"])
-OPS = st.sampled_from(["hello", "encode", "cancel", "stats", "shutdown"])
+COLLECTION_OPS = [f"collection.{verb}" for verb in ("add", "search", "remove", "info")]
+OPS = st.sampled_from(["hello", "encode", "cancel", "stats", "shutdown", *COLLECTION_OPS])
 INPUT = st.fixed_dictionaries(
     {
         "name": st.sampled_from(["pixel_values", "rgb", "image"]) | st.text(max_size=3),
@@ -42,8 +41,11 @@ INPUT = st.fixed_dictionaries(
     }
 )
 PARAMS = st.dictionaries(
-    st.sampled_from(["resolution", "outputs", "heatmap", "target"]),
+    st.sampled_from(
+        ["resolution", "outputs", "heatmap", "target", "collection", "id", "metadata", "k", "where"]
+    ),
     PLAIN
+    | st.just("/nonexistent/folder/cases")
     | st.lists(st.sampled_from(["heatmap_png", "pooled_embedding"]))
     | st.dictionaries(st.sampled_from(["colormap", "alpha", "invert"]), SCALARS),
 )
@@ -126,9 +128,13 @@ def nested(levels: int) -> dict[str, Any]:
     return {"x": nested(levels - 1)} if levels > 1 else {}
 
 
+def in_lists(levels: int) -> list[Any]:
+    return [in_lists(levels - 1)] if levels > 1 else [0]
+
+
 def padded(size: int) -> bytes:
     """A request for hello whose header has so many bytes."""
-    overhead = len(pack(x=bytes(60_000))) - 60_000
+    overhead = len(pack(x=bytes(100_000))) - 100_000
     return pack(x=bytes(size - overhead))
 
 
@@ -144,10 +150,10 @@ WRONG: dict[str, tuple[list[bytes], int | None, str]] = {
     "a timestamp": ([pack(x=msgpack.Timestamp(1))], 5, "request.malformed"),
     "no frame": ([], None, "request.malformed"),
     "nine frames": ([pack(), *[b""] * 8], 5, "request.malformed"),
-    "a header of 64 KiB and a byte": ([padded(64 * 1024 + 1)], None, "request.too_large"),
+    "a header of 128 KiB and a byte": ([padded(128 * 1024 + 1)], None, "request.too_large"),
     "a list": ([msgpack.packb([1])], None, "request.malformed"),
-    "maps nine levels deep": ([pack(params=nested(8))], 5, "request.malformed"),
-    "lists nine levels deep": ([pack(x=[[[[[[[[0]]]]]]]])], 5, "request.malformed"),
+    "maps of 17 levels": ([pack(params=nested(16))], 5, "request.malformed"),
+    "lists of 17 levels": ([pack(x=in_lists(16))], 5, "request.malformed"),
     "half a surrogate pair": (
         [pack().replace(b"hello", b"he\xed\xa0\x80")],
         5,
@@ -339,14 +345,21 @@ def test_what_a_stranger_sent_is_cut_short_where_it_is_repeated() -> None:
 @pytest.mark.parametrize(
     "frames",
     [
-        [padded(64 * 1024)],
-        [pack(params=nested(7))],
-        [pack(x=[[[[[[[0]]]]]]])],
+        [padded(128 * 1024)],
+        [pack(params=nested(15))],
+        [pack(x=in_lists(15))],
         [pack(x="αβγ", y="😀", unknown=None)],
         [pack(id=0)],
         [pack(id=2**32 - 1)],
     ],
-    ids=["64 KiB", "maps of 8 levels", "lists of 8 levels", "text", "the least id", "the largest"],
+    ids=[
+        "128 KiB",
+        "maps of 16 levels",
+        "lists of 16 levels",
+        "text",
+        "the least id",
+        "the largest",
+    ],
 )
 def test_what_is_just_within_the_limits_is_read(frames: list[bytes]) -> None:
     assert isinstance(protocol.decode(frames), Hello)
