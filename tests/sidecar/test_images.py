@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sidecar import images
-from sidecar.errors import ImageTooLarge, ImageUnreadable, SidecarError
+from sidecar import image_header, images
+from sidecar.errors import ImageTooLarge, ImageUnreadable, ResourcesExhausted, SidecarError
 from sidecar.manifest import Normalisation
+from tests.sidecar import messages
 
 LIMIT = 64_000_000
 RED, WHITE = [255, 0, 0], [255, 255, 255]
@@ -57,7 +58,17 @@ def rotated(orientation: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("orientation", "shape", "red"),
-    [(1, (8, 16), (0, 0)), (3, (8, 16), (0, 15)), (6, (16, 8), (0, 0)), (8, (16, 8), (15, 0))],
+    [
+        (1, (8, 16), (0, 0)),
+        (2, (8, 16), (0, 15)),
+        (3, (8, 16), (0, 15)),
+        (4, (8, 16), (0, 0)),
+        (5, (16, 8), (0, 0)),
+        (6, (16, 8), (0, 0)),
+        (7, (16, 8), (15, 0)),
+        (8, (16, 8), (15, 0)),
+        (9, (8, 16), (0, 0)),  # there is none
+    ],
 )
 def test_exif_orientation_is_applied(
     orientation: int, shape: tuple[int, int], red: tuple[int, int]
@@ -147,6 +158,78 @@ def test_of_a_jpeg_with_several_pictures_the_first_counts() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     data = saved(frames[0], "MPO", save_all=True, append_images=frames[1:])
     assert np.abs(images.decode(data, LIMIT)[4, 4].astype(int) - RED).max() < 8
+
+
+def test_a_picture_is_converted_a_band_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rgba = np.dstack([picture(41, 60), np.random.default_rng(1).integers(0, 256, (41, 60))])
+    data = saved(Image.fromarray(rgba.astype(np.uint8)))
+    whole = images.decode(data, LIMIT)
+    bands: list[int] = []
+    convert = images._opaque_band
+
+    def band(image: Image.Image) -> np.ndarray:
+        bands.append(image.height)
+        return convert(image)
+
+    monkeypatch.setattr(images, "_opaque_band", band)
+    for pixels, heights in ((600, [10, 10, 10, 10, 1]), (60, [1] * 41), (1, [1] * 41)):
+        bands.clear()
+        monkeypatch.setattr(images, "BAND", pixels)
+        np.testing.assert_array_equal(images.decode(data, LIMIT), whole)
+        assert bands == heights
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_the_number_of_pixels_is_told_before_they_are_decoded(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    images.decode(saved(Image.fromarray(picture(9, 7)), kind), LIMIT, told.append)
+    assert set(told) == {63}
+    larger = saved(Image.fromarray(picture(90, 70)), kind)
+    told.clear()
+    with pytest.raises(ImageUnreadable):
+        images.decode(larger[:-400], LIMIT, told.append)
+    assert set(told) == {6300}
+    told.clear()
+    with pytest.raises(ImageTooLarge):
+        images.decode(larger, 6299, told.append)
+    assert told == []
+    # A header that only Pillow understands.
+    monkeypatch.setattr(image_header, "size", lambda _: None)
+    images.decode(saved(Image.fromarray(picture(9, 7)), kind), LIMIT, told.append)
+    assert told == [63]
+    with pytest.raises(ImageTooLarge):
+        images.decode(larger, 6299, told.append)
+
+
+def test_out_of_memory_is_no_fault_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(images, "_opaque_band", fail)
+    with pytest.raises(ResourcesExhausted):
+        images.decode(saved(Image.fromarray(picture())), LIMIT)
+
+
+def test_what_is_said_of_each_was_reviewed() -> None:
+    jpeg = saved(Image.fromarray(picture()), "JPEG")
+    comment = b"\xff\xfe\x00\x02"
+    scan = b"\xff\xda\x00\x02"
+    files = {
+        "no image": b"text",
+        "cut short": saved(Image.fromarray(picture()))[:200],
+        "no pixels": raw_png(0, 5, 8, 2, b""),
+        "more pixels than allowed": raw_png(8000, 8001, 8, 2, b""),
+        "a JPEG of many scans": jpeg[:2] + scan * 101 + jpeg[2:],
+        "a JPEG of many segments": jpeg[:2] + comment * 100_001 + jpeg[2:],
+    }
+    said = {}
+    for name, data in files.items():
+        with pytest.raises(SidecarError) as refused:
+            images.decode(data, LIMIT)
+        said[name] = f"{refused.value.code}: {refused.value}"
+    messages.check("images", said)
 
 
 @pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (1, 1)], ids=str)

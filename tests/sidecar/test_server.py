@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar import send_buffer
+from sidecar.errors import SidecarError
 from sidecar.handshake import decode_z85
 from sidecar.protocol import Frame
 from sidecar.send_buffer import SendBuffer
@@ -21,6 +22,7 @@ from sidecar.server import Server
 from sidecar.settings import Limits
 
 MEGABYTE = 2**20
+PATIENCE = 30.0
 
 
 class Echo:
@@ -43,7 +45,12 @@ class Running:
         self.server = Server(decode_z85(self.public.decode()), Limits())
         self.echo.server = self.server
         self.stopped = threading.Event()
-        self.server.start(self.echo, lambda _: self.stopped.set())  # type: ignore[arg-type]
+        self.reasons: list[SidecarError | None] = []
+        self.server.start(self.echo, self.on_stopped)  # type: ignore[arg-type]
+
+    def on_stopped(self, reason: SidecarError | None) -> None:
+        self.reasons.append(reason)
+        self.stopped.set()
 
     def connect(self) -> zmq.Socket[bytes]:
         socket = self.context.socket(zmq.DEALER)
@@ -57,7 +64,7 @@ class Running:
 
     def answers(self, socket: zmq.Socket[bytes]) -> bool:
         socket.send(b"0")
-        return bool(socket.poll(10_000)) and socket.recv() == b""
+        return bool(socket.poll(int(PATIENCE * 1e3))) and socket.recv() == b""
 
 
 @pytest.fixture
@@ -66,7 +73,108 @@ def running() -> Iterator[Running]:
     yield serving
     serving.context.destroy(0)
     serving.server.stop()
-    assert serving.stopped.wait(10)
+    assert serving.stopped.wait(PATIENCE)
+
+
+def test_the_socket_is_bound_as_promised(running: Running) -> None:
+    router = running.server._router
+    assert router.getsockopt(zmq.MAXMSGSIZE) == 2 * 192 * MEGABYTE
+    assert router.getsockopt(zmq.HANDSHAKE_IVL) == 2000
+    assert router.getsockopt(zmq.SNDHWM) == router.getsockopt(zmq.RCVHWM) == 4
+    assert router.getsockopt(zmq.LINGER) == 1000
+    assert router.curve_server
+    assert router.zap_domain == b"sidecar"
+    host, port = running.server.endpoint.removeprefix("tcp://").split(":")
+    assert host == "127.0.0.1"
+    assert router.getsockopt(zmq.LAST_ENDPOINT) == f"tcp://127.0.0.1:{port}".encode()
+
+
+def test_the_server_admits_one_key_and_says_of_another_only_that_there_was_one(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert running.answers(running.connect())
+    public, secret = running.public, running.secret
+    running.public, running.secret = zmq.curve_keypair()
+    stranger = running.connect()
+    stranger.send(b"0")
+    stop = time.monotonic() + PATIENCE
+    while not caplog.messages and time.monotonic() < stop:
+        time.sleep(0.01)
+    assert caplog.messages == ["a peer with another key was turned away"]
+    assert running.public.decode() not in caplog.text
+    assert not stranger.poll(100)
+    stranger.close()
+    plain = running.context.socket(zmq.DEALER)
+    plain.setsockopt(zmq.LINGER, 0)
+    plain.connect(running.server.endpoint)
+    plain.send(b"0")
+    assert not plain.poll(300)
+    plain.close()
+    handled = running.echo.handled
+    running.public, running.secret = public, secret
+    assert running.answers(running.connect())
+    assert running.echo.handled == handled + 1
+
+
+class Zap:
+    """The requests of ZeroMQ's own thread (RFC 27), and what it is told."""
+
+    def __init__(self, *credentials: bytes, mechanism: bytes = b"CURVE") -> None:
+        head = [b"1.0", b"7", b"sidecar", b"127.0.0.1", b"", mechanism]
+        self.request = [*head, *credentials]
+        self.reply: list[bytes] = []
+
+    def recv_multipart(self) -> list[bytes]:
+        return self.request
+
+    def send_multipart(self, reply: list[bytes]) -> None:
+        self.reply = reply
+
+
+def test_who_is_admitted_as_zeromq_is_told(running: Running) -> None:
+    server, key = running.server, running.server._client_key
+    socket = server._zap
+    try:
+        for zap, status in (
+            (Zap(key), b"200"),
+            (Zap(key[:-1] + b"x"), b"400"),
+            (Zap(b""), b"400"),
+            (Zap(), b"400"),
+            (Zap(key, key), b"400"),
+            (Zap(key, mechanism=b"PLAIN"), b"400"),
+            (Zap(mechanism=b"NULL"), b"400"),
+        ):
+            server._zap = zap  # type: ignore[assignment]
+            server._authenticate()
+            version, id, code, text, user, metadata = zap.reply
+            assert (version, id, code) == (b"1.0", b"7", status)
+            assert (bool(text), user, metadata) == (True, b"", b"")
+    finally:
+        server._zap = socket
+
+
+def test_a_failure_in_the_thread_ends_the_server_with_a_reason(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(running.echo, "handle", fail)
+    client = running.connect()
+    client.send(b"0")
+    assert running.stopped.wait(PATIENCE)
+    [reason] = running.reasons
+    assert reason is not None
+    assert (reason.code, "secret" in str(reason)) == ("internal", False)
+
+
+def test_after_the_end_nothing_is_sent_and_nothing_fails(running: Running) -> None:
+    assert running.answers(running.connect())
+    running.server.stop()
+    assert running.stopped.wait(PATIENCE)
+    assert running.reasons == [None]
+    running.server.deliver(b"somebody", [b"x"])
+    running.server.stop()
 
 
 def waiting(server: Server) -> int:
@@ -82,7 +190,7 @@ def test_unread_replies_are_bounded_and_block_nobody(running: Running) -> None:
         time.sleep(0.01)
     assert 0 < waiting(running.server) <= send_buffer.MAX_BYTES
     deaf.close()
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while waiting(running.server) and time.monotonic() < end:
         assert running.answers(other)
     assert waiting(running.server) == 0  # it has gone, and its replies with it
@@ -127,7 +235,7 @@ def test_what_was_sent_before_the_end_is_answered(running: Running) -> None:
     while running.echo.handled < 2:
         time.sleep(0.001)
     running.server.stop()
-    assert running.stopped.wait(10)
+    assert running.stopped.wait(PATIENCE)
     received = 0
     while reader.poll(500):
         reader.recv()
