@@ -506,7 +506,7 @@ def test_hello_tells_all_that_a_client_needs_to_know() -> None:
             "max_pixels": 9,
             "max_frame_bytes": 8,
             "max_frames": 8,
-            "max_header_bytes": 65_536,
+            "max_header_bytes": 131_072,
             "max_queue": 7,
             "max_queue_bytes": 6,
         },
