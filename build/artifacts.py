@@ -32,6 +32,7 @@ class Artifact(StrEnum):
     FLOAT_GRAPH = "float graph"  # FLOAT, and its weights beside it
     QUANTISED_GRAPHS = "quantised graphs"  # QUANTISED, its weights, CUSTOM_OP_GRAPHS over them
     GOLDEN = "golden record"  # GOLDEN_RECORD
+    FLAT_LIMITS = "limits for flat images"  # FLAT_LIMITS
     REPORT = "report"  # REPORT
     MANIFEST = "manifest"  # manifest.json, and the final REPORT
 
@@ -76,6 +77,7 @@ CUSTOM_OP_GRAPHS = {
 }
 
 GOLDEN_RECORD = "golden.npz"
+FLAT_LIMITS = "flat.json"
 REPORT = "report.json"
 
 Projection = Literal["projector", "linear"]
@@ -191,6 +193,17 @@ def read_plan(directory: Path) -> Plan:
         if name.startswith("folded ")
     }
     return Plan(tuple(linears), folded)
+
+
+def write_flat_limits(limits: Mapping[int, float], out: Path) -> None:
+    """Write FLAT_LIMITS: the spread of norms up to which an image is flat, by side length."""
+    (out / FLAT_LIMITS).write_text(json.dumps(limits) + "\n", "utf-8")
+
+
+def read_flat_limits(directory: Path) -> Mapping[int, float]:
+    """Read the artefact FLAT_LIMITS."""
+    limits = json.loads((directory / FLAT_LIMITS).read_text("utf-8"))
+    return {int(side): float(limit) for side, limit in limits.items()}
 
 
 def plain_graph(directory: Path) -> Path:

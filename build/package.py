@@ -20,6 +20,7 @@ from build.artifacts import (
     Projection,
     data_of,
     plain_graph,
+    read_flat_limits,
     read_geometry,
 )
 from sidecar import engine, manifest
@@ -61,7 +62,10 @@ class Package:
 
     @property
     def reads(self) -> tuple[Artifact, ...]:
-        return (Artifact.CHECKPOINT, self.graphs, Artifact.GOLDEN, Artifact.REPORT)
+        return (
+            *(Artifact.CHECKPOINT, self.graphs, Artifact.GOLDEN, Artifact.FLAT_LIMITS),
+            Artifact.REPORT,
+        )
 
     def __call__(self, inputs: Inputs, out: Path) -> None:
         shape = read_geometry(inputs[Artifact.CHECKPOINT])
@@ -92,6 +96,7 @@ class Package:
                 if name in files
             ),
             golden=GOLDEN_RECORD,
+            flat=read_flat_limits(inputs[Artifact.FLAT_LIMITS]),
             tools=tools,
         )
         manifest.write(described, out)

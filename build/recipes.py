@@ -10,6 +10,7 @@ from pathlib import Path
 from build.artifacts import Artifact, BuildError, Projection, Step
 from build.calibrate import Calibrate, Folder
 from build.export import Export
+from build.flat import MeasureFlat
 from build.package import Golden, Package
 from build.quantise import Quantise, Seed
 from build.validate import Bars, Validate
@@ -69,6 +70,7 @@ def default(choice: Choice) -> Sequence[Step]:
         Export(projection),
         Quantise(),
         Golden(),
+        MeasureFlat(),
         Validate(projection, bars=choice.hold(FAITHFUL)),
         Package("default", projection),
     )
@@ -81,6 +83,7 @@ def seed(choice: Choice) -> Sequence[Step]:
         Export(projection, fused=False, half=True),
         Seed(),
         Golden(dynamic=False),
+        MeasureFlat(dynamic=False),
         Validate(projection, dynamic=False, bars=choice.hold(Bars())),
         Package("seed", projection, dynamic=False),
     )
@@ -93,6 +96,7 @@ def unquantised(choice: Choice) -> Sequence[Step]:
     return (
         Export(projection),
         Golden(graphs),
+        MeasureFlat(graphs),
         Validate(projection, graphs, bars=choice.hold(Bars(token_cosine_min=0.9999))),
         Package("float", projection, graphs),
     )

@@ -148,12 +148,19 @@ def rebuilt(root: Path, path: str, edit: str) -> set[str]:
     [
         ("sidecar/engine.py", {"Golden", "Package"}),  # golden_input, and what vouches for it
         ("sidecar/images.py", EVERY - {"Checkpoint", "Export"}),
-        ("sidecar/session.py", {"Golden", "Validate", "Package"}),
-        ("sidecar/kernels/vision_kernels.so", {"Golden", "Validate", "Package"}),
+        ("sidecar/session.py", {"Golden", "MeasureFlat", "Validate", "Package"}),
+        ("sidecar/norms.py", {"MeasureFlat", "Package"}),
+        (
+            "sidecar/kernels/vision_kernels.so",
+            {"Golden", "MeasureFlat", "Validate", "Package"},
+        ),
         ("sidecar/manifest.py", EVERY),
         ("sidecar/server.py", set()),
         ("build/metrics.py", {"Validate", "Package"}),
-        ("build/custom_ops.py", {"Quantise", "Golden", "Validate", "Package"}),
+        (
+            "build/custom_ops.py",
+            {"Quantise", "Golden", "MeasureFlat", "Validate", "Package"},
+        ),
         ("build/gptq.py", EVERY - {"Checkpoint", "Export"}),
         ("build/report.py", set()),
         ("build/recipes.py", set()),  # it counts by what it configures
