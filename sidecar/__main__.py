@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import BinaryIO, NoReturn
 
-from sidecar import encoder, handshake, hardening, log, manifest, priority, stdio, terminal
+from sidecar import encoder, handshake, hardening, library, log, manifest, priority, stdio, terminal
 from sidecar.console import FAILED, complain, say
 from sidecar.errors import Internal, SidecarError, exhausted
 from sidecar.server import LINGER_MS, Server
@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         "stdio": run_stdio,
         "encode": terminal.encode,
         "verify": terminal.verify,
+        "index": library.index,
+        "search": library.search,
     }
     try:
         code = commands[settings.command](settings, stdout)

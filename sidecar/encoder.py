@@ -15,9 +15,11 @@ from sidecar.job import (
     HEATMAP_PNG,
     OUTPUTS,
     FloatArray,
+    ImageFile,
     Job,
     Pixels,
     PixelValues,
+    Rgb,
     Tensor,
 )
 from sidecar.manifest import Manifest
@@ -78,6 +80,12 @@ class Encoder:
         """`prepare`, then `infer`."""
         run = Run()
         return self.infer(self.prepare(job, run), run)
+
+    def thumbnail(self, data: bytes, side: int) -> Rgb:
+        """The image of a file, stretched to [side, side, 3]. Raises the errors of Picture."""
+        with Picture(self.decoders, self.max_pixels) as picture:
+            how = self.manifest.normalisation.resample
+            return picture.prepare(ImageFile(data), (side, side), how, keep=False)
 
     def prepare(self, job: Job, run: Run) -> Prepared:
         """The first half, which needs no session, and may be done while another job's images are

@@ -102,7 +102,7 @@ def _scale(
     ends: tuple[str, str],
 ) -> bool:
     """Add the bar with its words and numbers; whether they fit."""
-    font, margin, top = _font(unit), plan.height, plan.height
+    font, margin, top = typeface(unit), plan.height, plan.height
     low, high = (words.low, words.high) if words else ("", "")
     plan.thick = unit if words else unit // 2
     left = margin + (round(font.getlength(low)) + margin if low else 0)
@@ -132,7 +132,7 @@ def _scale(
 
 def _wrap(plan: _Plan, text: str, width: int, unit: int) -> None:
     """Add lines of whole words, below what the plan has."""
-    font, line = _font(unit), ""
+    font, line = typeface(unit), ""
     for word in [*text.split(), ""]:
         longer = f"{line} {word}".strip()
         if line and (not word or font.getlength(longer) > width - unit):
@@ -159,10 +159,11 @@ def _drawn(plan: _Plan, width: int, unit: int, shown: Shown) -> NDArray[np.uint8
         tick = (plan.tick, plan.top + plan.thick, plan.tick, plan.top + plan.thick + unit // 3)
         pen.line(tick, fill=ink, width=max(1, unit // 12))
     for x, y, text, anchor in plan.texts:
-        pen.text((x, y), text, fill=ink, font=_font(unit), anchor=anchor)
+        pen.text((x, y), text, fill=ink, font=typeface(unit), anchor=anchor)
     return np.asarray(canvas)
 
 
 @lru_cache(maxsize=4)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def typeface(size: int) -> ImageFont.FreeTypeFont:
+    """Letters of so many pixels."""
     return ImageFont.truetype(BytesIO(_FONT), size)

@@ -20,7 +20,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    command: str  # serve, stdio, encode or verify
+    command: str  # serve, stdio, encode, verify, index or search
     model: Path
     threads: int  # 0: one per physical core
     kernels: str  # auto or off
@@ -29,6 +29,12 @@ class Settings:
     images: tuple[Path, ...] = ()
     out: Path = Path()
     resolution: int | None = None
+    sources: tuple[Path, ...] = ()  # of index: images and folders
+    collection: Path = Path()
+    metadata: Path | None = None
+    k: int = 10
+    json: bool = False
+    folder: Path | None = None  # of search: where the collection's images lie
 
 
 def parse(argv: Sequence[str]) -> Settings:
@@ -43,9 +49,11 @@ def parse(argv: Sequence[str]) -> Settings:
     stdio = commands.add_parser("stdio", help="answer messages from standard input")
     encode = commands.add_parser("encode", help="encode image files, then exit")
     verify = commands.add_parser("verify", help="check a model directory, then exit")
+    index = commands.add_parser("index", help="add images to a collection; goes on where it was")
+    search = commands.add_parser("search", help="find the images of a collection that look alike")
 
     default = Limits()
-    for command in (serve, stdio, encode, verify):
+    for command in (serve, stdio, encode, verify, index, search):
         command.add_argument("--model", type=Path, required=True, metavar="DIR")
         command.add_argument(
             "--threads", type=_natural, default=0, help="default: one per physical core"
@@ -72,7 +80,21 @@ def parse(argv: Sequence[str]) -> Settings:
         )
     encode.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     encode.add_argument("--out", type=Path, required=True, metavar="DIR")
-    encode.add_argument("--resolution", type=_positive, default=None, metavar="PIXELS")
+    index.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="image or folder")
+    index.add_argument(
+        "--metadata", type=Path, metavar="FILE", help="CSV or JSON lines, with a column id"
+    )
+    for command in (encode, index):
+        command.add_argument("--resolution", type=_positive, default=None, metavar="PIXELS")
+    for command in (index, search):
+        command.add_argument("--collection", type=Path, required=True, metavar="FILE")
+    search.add_argument("images", type=Path, nargs=1, metavar="IMAGE")
+    search.add_argument("-k", type=_positive, default=10, metavar="N", help="matches; default: 10")
+    search.add_argument("--json", action="store_true", help="print JSON, with the places")
+    search.add_argument("--out", type=Path, default=Path(), metavar="FILE.png", help="draw them")
+    search.add_argument(
+        "--images", dest="folder", type=Path, metavar="DIR", help="where the cases' images lie"
+    )
 
     arguments = parser.parse_args(argv)
     return Settings(
@@ -89,6 +111,12 @@ def parse(argv: Sequence[str]) -> Settings:
         images=tuple(getattr(arguments, "images", ())),
         out=getattr(arguments, "out", Path()),
         resolution=getattr(arguments, "resolution", None),
+        sources=tuple(getattr(arguments, "sources", ())),
+        collection=getattr(arguments, "collection", Path()),
+        metadata=getattr(arguments, "metadata", None),
+        k=getattr(arguments, "k", 10),
+        json=getattr(arguments, "json", False),
+        folder=getattr(arguments, "folder", None),
     )
 
 

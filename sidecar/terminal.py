@@ -1,7 +1,5 @@
 """The commands that a person runs in a terminal: `encode` and `verify`. No server, no queue."""
 
-import contextlib
-import os
 from io import BytesIO
 from pathlib import Path
 from time import perf_counter
@@ -9,11 +7,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from sidecar import encoder, engine, manifest, session
+from sidecar import encoder, engine, files, manifest, session
 from sidecar.console import FAILED, complain, say
 from sidecar.encoder import Encoder
 from sidecar.engine import Choice
-from sidecar.errors import ImageUnreadable, ModelInvalid, SidecarError
+from sidecar.errors import ModelInvalid, SidecarError
 from sidecar.job import HEATMAP_PNG, OUTPUTS, ImageFile, Job
 from sidecar.settings import Settings
 
@@ -102,7 +100,7 @@ def _figures(choice: Choice) -> str:
 def _encode(loaded: Encoder, image: Path, settings: Settings) -> str:
     side = settings.resolution
     job = Job(
-        ImageFile(_read(image)),
+        ImageFile(files.read(image)),
         resolution=None if side is None else (side, side),
         outputs=(*OUTPUTS, HEATMAP_PNG),
     )
@@ -110,30 +108,11 @@ def _encode(loaded: Encoder, image: Path, settings: Settings) -> str:
     png = encoding.arrays.pop(HEATMAP_PNG).tobytes()
     npz = BytesIO()
     np.savez(npz, allow_pickle=False, **encoding.arrays)
-    _write(settings.out / f"{image.stem}.npz", npz.getvalue())
-    _write(settings.out / f"{image.stem}.heatmap.png", png)
+    files.write(settings.out / f"{image.stem}.npz", npz.getvalue())
+    files.write(settings.out / f"{image.stem}.heatmap.png", png)
     height, width = encoding.resolution
     return (
         f"{height} x {width}, preprocessing {encoding.preprocess_ms:.0f} ms, "
         f"inference {encoding.inference_ms:.0f} ms"
         f"{'; nothing stands out' if encoding.flat[0] else ''}"
     )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageUnreadable(f"the file cannot be read: {error.strerror}.") from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    """All or nothing: a full disk must not leave half a file under its final name."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise OSError(error.errno, f"a result cannot be written: {error.strerror}") from None

@@ -203,7 +203,7 @@ def test_a_legend_can_be_translated(flat: bool) -> None:
 
 
 def test_the_font_has_every_letter_that_a_legend_may_have() -> None:
-    font = legend._font(18)
+    font = legend.typeface(18)
     missing = bytes(font.getmask("\uffff"))
     letters = [chr(code) for code in range(0x2300) if DRAWABLE.fullmatch(chr(code))]
     assert len(letters) > 500
