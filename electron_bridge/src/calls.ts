@@ -34,7 +34,13 @@ interface Call {
 }
 
 /** What the sidecar works on one after another, and can be told to stop. */
-const WORK: ReadonlySet<Op> = new Set<Op>(['encode']);
+const WORK: ReadonlySet<Op> = new Set<Op>([
+  'encode',
+  'collection.add',
+  'collection.search',
+  'collection.remove',
+  'collection.info',
+]);
 
 export class Calls {
   readonly #clock: Clock;

@@ -1,6 +1,18 @@
 /** The public API for an app's main process, and nothing else. */
 
 export type { Allow, FrameLike } from './allow.js';
+export type {
+  AddOptions,
+  CaseOptions,
+  Collection,
+  CollectionOptions,
+  EmbeddingsInput,
+  FindOptions,
+  Json,
+  Metadata,
+  SearchOptions,
+  SearchResult,
+} from './collection.js';
 export { type FetchModelOptions, fetchModel } from './download.js';
 export { type AppLike, closeBeforeQuit, followPower, type PowerMonitorLike } from './electron.js';
 export { type ErrorCode, type Fault, SidecarError } from './errors.js';
@@ -17,6 +29,7 @@ export {
   type InvokeEventLike,
   type IpcMainLike,
   type IpcOptions,
+  type PageCollection,
   registerVisionIpc,
   type SenderLike,
   type Served,
@@ -39,8 +52,11 @@ export type {
   StateDetail,
 } from './options.js';
 export type {
+  Box,
+  CollectionInfo,
   Encoding,
   EncodingDetails,
+  Match,
   OutputName,
   Quantiles,
   SidecarInfo,

@@ -65,6 +65,33 @@ export async function prepare(
   return { ...array, data: array.data.slice() };
 }
 
+/** The arrays of an encoding, copied, and the resolution that it was made at. Throws `request.malformed`. */
+export function prepareEmbeddings(encoding: object): {
+  readonly arrays: readonly NamedArray[];
+  readonly resolution: readonly unknown[];
+} {
+  const { projectedEmbeddings, pooledEmbedding, resolution } = encoding as Record<string, unknown>;
+  if (!Array.isArray(resolution) || resolution.length !== 2) {
+    throw malformed(`expected the resolution of the encoding; ${show(resolution)} came.`);
+  }
+  const arrays = [
+    floatsOf('projected_embeddings', 'projectedEmbeddings', projectedEmbeddings),
+    floatsOf('pooled_embedding', 'pooledEmbedding', pooledEmbedding),
+  ];
+  return { arrays, resolution: [...resolution] };
+}
+
+function floatsOf(name: string, what: string, tensor: unknown): NamedArray {
+  const { data, shape } = isObject(tensor) ? tensor : {};
+  const fits =
+    data instanceof Float32Array &&
+    Array.isArray(shape) &&
+    shape.every(isSide) &&
+    shape.reduce((product, side) => product * side, 1) === data.length;
+  if (!fits) throw malformed(`expected ${what} as encode gave it; ${show(tensor)} came.`);
+  return { name, datatype: 'FP32', shape: [...shape], data: bytesOf(data).slice() };
+}
+
 /** Three bytes per pixel out of RGBA, as canvas `getImageData` gives. Alpha is blended onto white. */
 export function rgbFromRgba(
   rgba: Uint8Array | Uint8ClampedArray,

@@ -6,15 +6,28 @@
 import { cancelled, onAbort } from './abort.js';
 import { type Allow, type FrameLike, permits } from './allow.js';
 import {
+  flag,
   malformed,
   matching,
   number,
   type Reader,
   record,
   type Table,
+  text,
   whole,
   wrong,
 } from './checks.js';
+import {
+  CASE,
+  type CaseOptions,
+  type Collection,
+  type CollectionOptions,
+  caseId,
+  type EmbeddingsInput,
+  FIND,
+  type FindOptions,
+  isEncoding,
+} from './collection.js';
 import { type Fault, SidecarError } from './errors.js';
 import type { Input } from './inputs.js';
 import {
@@ -28,16 +41,19 @@ import {
 import {
   CHANNELS,
   type Outcome,
+  type RendererEmbeddings,
   type RendererEncoding,
   type RendererInput,
   type RendererOptions,
 } from './preload.js';
+import type { Tensor } from './results.js';
 
 /** The part of `VisionSidecar` that pages may use. */
 export interface Served {
   readonly state: SidecarState;
   encode(input: Input, options?: EncodeOptions): Promise<RendererEncoding>;
   heatmap(input: Input, options?: DrawOptions): Promise<Uint8Array>;
+  collection?(options: CollectionOptions): Collection;
   on(event: 'state', listener: (state: SidecarState) => void): unknown;
   off(event: 'state', listener: (state: SidecarState) => void): unknown;
 }
@@ -75,10 +91,22 @@ export interface IpcOptions {
    * inside a page may not ask, nor a page whose origin a sandbox took away.
    */
   readonly allow: Allow;
+  /**
+   * The collections that pages may ask for, by name: which file, and whether pages may change it (they may
+   * not, unless `writable`). Default: none.
+   */
+  readonly collections?: Readonly<Record<string, PageCollection>>;
   /** The largest input a page may send. Default: 64 MiB. */
   readonly maxBytes?: number;
   /** Calls that one page may have in flight. Default: 8. */
   readonly maxCalls?: number;
+}
+
+/** A collection for pages. They never learn its path. */
+export interface PageCollection {
+  readonly path: string;
+  /** Whether pages may add and remove cases. Default: false. */
+  readonly writable?: boolean;
 }
 
 /**
@@ -92,39 +120,41 @@ export function registerVisionIpc(
   sidecar: Served | PromiseLike<Served>,
   options: IpcOptions,
 ): () => void {
-  const { allow, maxBytes, maxCalls } = readIpcOptions(options, 'options');
+  const { allow, maxBytes, maxCalls, collections } = readIpcOptions(options, 'options');
   const mayAsk = permits(allow);
   const pages = new Pages(maxCalls ?? 8);
   const started = Promise.resolve(sidecar);
-  const readInput = inputUpTo(maxBytes ?? 64 * 2 ** 20);
+  const most = maxBytes ?? 64 * 2 ** 20;
+  const readInput = inputUpTo(most);
+  const readCall = collectionCall(new Map(Object.entries(collections ?? {})), readInput, most);
   const stopState = followState(sidecar, started, pages);
 
-  /** Answers one channel; failures are values. */
-  const answer = <O extends { token?: string }, T>(
-    channel: string,
-    readOptions: Reader<O>,
-    work: (served: Served, input: Input, options: Omit<O, 'token'> & Aborting) => Promise<T>,
-  ): void => {
-    ipcMain.handle(channel, async (event, input, asked): Promise<Outcome<T>> => {
+  /** Answers one channel; failures are values. `read` checks what came, and says what is to be done. */
+  const answer = <T>(channel: string, read: (...args: unknown[]) => PageCall<T>): void => {
+    ipcMain.handle(channel, async (event, ...args): Promise<Outcome<T>> => {
       try {
         const page = pages.of(checked(event, mayAsk));
-        const { token, ...rest } = readOptions(asked ?? {}, 'options');
-        const read = readInput(input, 'input');
+        const { token, work } = read(...args);
         return await page.run(token, async (signal) => ({
           ok: true,
-          value: await work(await unlessAborted(started, signal), read, { ...rest, signal }),
+          value: await work(await unlessAborted(started, signal), signal),
         }));
       } catch (error) {
         return { ok: false, error: faultOf(error) };
       }
     });
   };
-  answer(CHANNELS.encode, record(PAGE_ENCODE), (served, input, asked) =>
-    served.encode(input, asked),
-  );
-  answer(CHANNELS.heatmap, record(PAGE_DRAW), (served, input, asked) =>
-    served.heatmap(input, asked),
-  );
+  answer(CHANNELS.encode, (given, asked) => {
+    const { token, ...rest } = readPageEncode(asked ?? {}, 'options');
+    const input = readInput(given, 'input');
+    return { token, work: (served, signal) => served.encode(input, { ...rest, signal }) };
+  });
+  answer(CHANNELS.heatmap, (given, asked) => {
+    const { token, ...rest } = readPageDraw(asked ?? {}, 'options');
+    const input = readInput(given, 'input');
+    return { token, work: (served, signal) => served.heatmap(input, { ...rest, signal }) };
+  });
+  answer(CHANNELS.collection, readCall);
   ipcMain.handle(CHANNELS.cancel, (event, token) => {
     pages.of(checked(event, mayAsk)).cancel(token);
   });
@@ -140,7 +170,11 @@ export function registerVisionIpc(
   };
 }
 
-type Aborting = { readonly signal: AbortSignal };
+/** What a page asks for, checked. */
+interface PageCall<T> {
+  readonly token: string | undefined;
+  work(served: Served, signal: AbortSignal): Promise<T>;
+}
 
 /** A document's calls in flight, and whether it hears the state. */
 class Page {
@@ -263,8 +297,18 @@ function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> 
   });
 }
 
+const pageCollection = record<PageCollection>({ path: text, writable: flag });
+
 const readIpcOptions = record<IpcOptions>({
   allow: (value) => value as Allow, // `permits` looks at it
+  collections: (value, what) => {
+    if (typeof value !== 'object' || value === null) throw wrong(what, 'an object', value);
+    const entries = Object.entries(value).map(([name, given]) => {
+      const { path, ...rest } = pageCollection(given, `${what}.${name}`);
+      return [name, { path: text(path, `${what}.${name}.path`), ...rest }] as const;
+    });
+    return Object.fromEntries(entries);
+  },
   maxBytes: number(0, Number.POSITIVE_INFINITY),
   maxCalls: number(0, Number.POSITIVE_INFINITY),
 });
@@ -278,6 +322,11 @@ const PAGE_ENCODE: Table<RendererOptions> = { resolution, outputs, heatmap, time
 const PAGE_DRAW: Table<
   HeatmapOptions & Pick<RendererOptions, 'resolution' | 'timeoutMs' | 'token'>
 > = { ...HEATMAP, resolution, timeoutMs, token };
+
+const readPageEncode = record(PAGE_ENCODE);
+const readPageDraw = record(PAGE_DRAW);
+const readPageAdd = record<RendererOptions & CaseOptions>({ ...PAGE_ENCODE, ...CASE });
+const readPageSearch = record<RendererOptions & FindOptions>({ ...PAGE_ENCODE, ...FIND });
 
 const size = whole(0, 2 ** 32 - 1);
 const array: Reader<ArrayBufferView> = (value, what) => {
@@ -310,14 +359,88 @@ function inputUpTo(maxBytes: number): Reader<RendererInput> {
     const arrays = [input.image, input.rgb, input.pixelValues].filter((each) => each !== undefined);
     const [only] = arrays;
     if (!only || arrays.length > 1) throw malformed('expected one of image, rgb and pixelValues.');
-    if (only.byteLength > maxBytes) {
-      throw new SidecarError({
-        code: 'request.too_large',
-        message: `the input has ${only.byteLength} bytes; a page may send ${maxBytes}.`,
-      });
-    }
+    checkBytes(only.byteLength, maxBytes);
     return input as RendererInput;
   };
+}
+
+/** Of an encoding that a page has, what a case is made of: `add` and `search` look at the arrays. */
+function embeddingsUpTo(maxBytes: number, encoding: EmbeddingsInput): EmbeddingsInput {
+  const { projectedEmbeddings, pooledEmbedding, resolution } = encoding;
+  const bytes = [projectedEmbeddings, pooledEmbedding].map((tensor: Partial<Tensor> | undefined) =>
+    ArrayBuffer.isView(tensor?.data) ? tensor.data.byteLength : 0,
+  );
+  checkBytes(
+    bytes.reduce((sum, each) => sum + each),
+    maxBytes,
+  );
+  return { projectedEmbeddings, pooledEmbedding, resolution };
+}
+
+function checkBytes(bytes: number, maxBytes: number): void {
+  if (bytes <= maxBytes) return;
+  throw new SidecarError({
+    code: 'request.too_large',
+    message: `the input has ${bytes} bytes; a page may send ${maxBytes}.`,
+  });
+}
+
+/** What a page asks of a collection that it knows by name. */
+function collectionCall(
+  collections: ReadonlyMap<string, PageCollection>,
+  readInput: Reader<RendererInput>,
+  maxBytes: number,
+): (...args: unknown[]) => PageCall<unknown> {
+  const readCase = (given: unknown): RendererInput | RendererEmbeddings =>
+    isEncoding(given) ? embeddingsUpTo(maxBytes, given) : readInput(given, 'input');
+  return (name, op, given, asked) => {
+    const known = typeof name === 'string' ? collections.get(name) : undefined;
+    if (!known) throw noCollection();
+    if ((op === 'add' || op === 'remove') && !known.writable) throw searchOnly();
+    const open = (served: Served): Collection => {
+      if (served.collection)
+        return served.collection({ path: known.path, readOnly: !known.writable });
+      throw noCollection();
+    };
+    switch (op) {
+      case 'add': {
+        const { token, ...rest } = readPageAdd(asked, 'options');
+        const input = readCase(given);
+        const work = (served: Served, signal: AbortSignal) =>
+          open(served).add(input, { ...rest, signal });
+        return { token, work };
+      }
+      case 'search': {
+        const { token, ...rest } = readPageSearch(asked ?? {}, 'options');
+        const input = readCase(given);
+        const work = (served: Served, signal: AbortSignal) =>
+          open(served).search(input, { ...rest, signal });
+        return { token, work };
+      }
+      case 'remove': {
+        const id = caseId(given, 'id');
+        return { token: undefined, work: (served, signal) => open(served).remove(id, { signal }) };
+      }
+      case 'info':
+        return { token: undefined, work: (served, signal) => open(served).info({ signal }) };
+    }
+    throw wrong('the operation', 'add, search, remove or info', op);
+  };
+}
+
+function noCollection(): SidecarError {
+  return new SidecarError({
+    code: 'collection.not_found',
+    message: 'the app gives pages no collection of this name.',
+  });
+}
+
+function searchOnly(): SidecarError {
+  return new SidecarError({
+    code: 'ipc.forbidden',
+    message:
+      'pages may only search this collection. Give it `writable` in `collections` of registerVisionIpc.',
+  });
 }
 
 function busy(maxCalls: number): SidecarError {

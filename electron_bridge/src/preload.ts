@@ -3,15 +3,17 @@
  * preload can hold it; keys, sockets and file paths stay in the main process.
  */
 
+import type { CaseOptions, EmbeddingsInput, FindOptions, SearchResult } from './collection.js';
 import type { Fault } from './errors.js';
 import type { ImageInput, PixelInput, RgbInput } from './inputs.js';
 import type { HeatmapOptions, SidecarState } from './options.js';
-import type { EncodingDetails, OutputName, Tensor } from './results.js';
+import type { CollectionInfo, EncodingDetails, OutputName, Tensor } from './results.js';
 
 /** Names of the IPC channels; `registerVisionIpc` answers them. */
 export const CHANNELS = {
   encode: 'vision-sidecar:encode',
   heatmap: 'vision-sidecar:heatmap',
+  collection: 'vision-sidecar:collection',
   cancel: 'vision-sidecar:cancel',
   watch: 'vision-sidecar:watch',
   state: 'vision-sidecar:state',
@@ -27,6 +29,26 @@ export interface RendererOptions {
   readonly heatmap?: boolean | HeatmapOptions;
   readonly timeoutMs?: number;
   readonly token?: string;
+}
+
+/** As the main process's: an encoding that the page got, with both arrays. */
+export type RendererEmbeddings = EmbeddingsInput;
+
+/** A collection that the main process gives pages, by its name. */
+export interface VisionCollection {
+  /** Adds a case; `ipc.forbidden` where the app lets pages only search. */
+  add(
+    input: RendererInput | RendererEmbeddings,
+    options: RendererOptions & CaseOptions,
+  ): Promise<Outcome<RendererEncoding>>;
+  /** Finds the cases that look most alike. */
+  search(
+    input: RendererInput | RendererEmbeddings,
+    options?: RendererOptions & FindOptions,
+  ): Promise<Outcome<SearchResult<RendererEncoding>>>;
+  /** Removes a case; `ipc.forbidden` where the app lets pages only search. */
+  remove(id: string): Promise<Outcome<void>>;
+  info(): Promise<Outcome<CollectionInfo>>;
 }
 
 /** What a page gets: the arrays that it asked for, and the PNG where it asked for a heatmap. */
@@ -48,6 +70,8 @@ export interface VisionApi {
     input: RendererInput,
     options?: HeatmapOptions & Pick<RendererOptions, 'resolution' | 'timeoutMs' | 'token'>,
   ): Promise<Outcome<Uint8Array>>;
+  /** The collection that the main process calls `name`. */
+  collection(name: string): VisionCollection;
   /** Cancels the call that was made with this token. */
   cancel(token: string): Promise<void>;
   /** Calls `listener` with the state, now and after each change. Returns how to stop that. */
@@ -79,6 +103,16 @@ export function exposeVision(
   contextBridge.exposeInMainWorld(name, {
     encode: (input, options) => invoke(CHANNELS.encode, input, options),
     heatmap: (input, options) => invoke(CHANNELS.heatmap, input, options),
+    collection: (name) => {
+      const ask = <T>(op: string, input?: unknown, options?: unknown): Promise<Outcome<T>> =>
+        invoke(CHANNELS.collection, name, op, input, options);
+      return {
+        add: (input, options) => ask('add', input, options),
+        search: (input, options) => ask('search', input, options),
+        remove: (id) => ask('remove', id),
+        info: () => ask('info'),
+      };
+    },
     cancel: (token) => invoke(CHANNELS.cancel, token),
     onState: (listener) => {
       const heard = (_event: unknown, state: SidecarState): void => listener(state);

@@ -19,6 +19,8 @@ export const OUTPUTS = {
 /** The name of an array that `encode` gives. */
 export type OutputName = keyof typeof OUTPUTS;
 
+export const ALL_OUTPUTS = Object.keys(OUTPUTS) as readonly OutputName[];
+
 /** Milliseconds. `roundTripMs` is measured here, from sending to receiving; the others in the sidecar. */
 export interface Timing {
   readonly queueMs: number;
@@ -75,6 +77,39 @@ export interface Quantiles {
   readonly p50: number;
   readonly p90: number;
   readonly p99: number;
+}
+
+/** `[top, left, bottom, right]`, in fractions of the image's height and width. */
+export type Box = readonly [top: number, left: number, bottom: number, right: number];
+
+/** A case that looks like the image that was searched with. */
+export interface Match {
+  readonly id: string;
+  /** A cosine, -1…1, of whitened vectors: for ranking, not a percentage. */
+  readonly similarity: number;
+  readonly metadata: Readonly<Record<string, unknown>>;
+  /** Where the two look alike, where `regions` was asked for: at most five pairs. */
+  readonly regions?: readonly {
+    readonly query: Box;
+    readonly match: Box;
+    readonly similarity: number;
+  }[];
+}
+
+/** What a collection holds, and what it belongs to. */
+export interface CollectionInfo {
+  /** Number of cases. */
+  readonly count: number;
+  /** SHA-256 of the model's manifest. */
+  readonly model: string;
+  readonly projection: string;
+  /** Height and width, in pixels, that its images were encoded at. */
+  readonly resolution: readonly [number, number];
+  /** Size of the file. */
+  readonly bytes: number;
+  /** Number of cases that the whitening was fitted on. */
+  readonly fitted: number;
+  readonly readOnly: boolean;
 }
 
 /** What the sidecar counts. A newer sidecar may tell more. */
@@ -176,6 +211,30 @@ export function readInfo({ header }: Done): SidecarInfo {
   };
 }
 
+/** A search's matches. Throws `sidecar.malformed` where they are none. */
+export function readMatches(done: Done): { matches: readonly Match[]; count: number } {
+  let matches: unknown;
+  try {
+    matches = JSON.parse(Buffer.from(arrayOf(done, 'matches').data).toString('utf8'));
+  } catch (error) {
+    if (error instanceof SidecarError) throw error;
+  }
+  if (!Array.isArray(matches) || !matches.every(isMatch)) throw malformed('matches');
+  return { matches, count: field(done.header, 'count', isNumber) };
+}
+
+export function readCollectionInfo({ header }: Done): CollectionInfo {
+  return {
+    count: field(header, 'count', isNumber),
+    model: field(header, 'model', isText),
+    projection: field(header, 'projection', isText),
+    resolution: field(header, 'resolution', isPair),
+    bytes: field(header, 'bytes', isNumber),
+    fitted: field(header, 'fitted', isNumber),
+    readOnly: field(header, 'read_only', isFlag),
+  };
+}
+
 /** Everything of `stats`' header, in camel case. Throws `sidecar.malformed` where it lacks something. */
 export function readStats({ header }: Done): Stats {
   const { v, id, ok, outputs, ...rest } = header;
@@ -272,7 +331,28 @@ function isPairs(value: unknown): value is [number, number][] {
 }
 
 function isFlags(value: unknown): value is boolean[] {
-  return Array.isArray(value) && value.every((item) => typeof item === 'boolean');
+  return Array.isArray(value) && value.every(isFlag);
+}
+
+function isFlag(value: unknown): value is boolean {
+  return typeof value === 'boolean';
+}
+
+function isMatch(value: unknown): value is Match {
+  if (!isRecord(value) || !isText(value.id) || !isNumber(value.similarity)) return false;
+  const { metadata, regions } = value;
+  return (
+    isRecord(metadata) &&
+    (regions === undefined || (Array.isArray(regions) && regions.every(isRegion)))
+  );
+}
+
+function isRegion(value: unknown): boolean {
+  return isRecord(value) && isBox(value.query) && isBox(value.match) && isNumber(value.similarity);
+}
+
+function isBox(value: unknown): value is Box {
+  return isNumbers(value) && value.length === 4;
 }
 
 function isState(value: unknown): value is Stats['state'] {

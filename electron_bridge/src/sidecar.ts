@@ -1,13 +1,15 @@
 /** What an app starts, asks and closes: `VisionSidecar`. Its process is host.ts's affair. */
 
 import { EventEmitter } from 'node:events';
+import { resolve } from 'node:path';
 import { cancelled, onAbort } from './abort.js';
 import { type ReadyLike, watchReady } from './appReady.js';
 import { programFor } from './argv.js';
 import { Calls } from './calls.js';
-import { wrong } from './checks.js';
+import { text, wrong } from './checks.js';
 import type { Program } from './child.js';
 import { awakeClock, type Clock } from './clock.js';
+import { type Ask, Collection, type CollectionOptions, readCollection } from './collection.js';
 import { loadTransport, type Transport } from './connection.js';
 import { countOf, inOrder } from './each.js';
 import { SidecarError } from './errors.js';
@@ -19,7 +21,6 @@ import {
   type EncodeEachOptions,
   type EncodeOptions,
   type HeatmapChoice,
-  type HeatmapOptions,
   type RequestOptions,
   readDraw,
   readEach,
@@ -30,10 +31,11 @@ import {
   type SidecarState,
   type StartOptions,
 } from './options.js';
+import { type EncodeParams, paramsOf } from './params.js';
 import type { Done } from './protocol.js';
 import {
+  ALL_OUTPUTS,
   type Encoding,
-  OUTPUTS,
   type OutputName,
   readEncoding,
   readPng,
@@ -44,7 +46,6 @@ import {
 import { remember } from './starting.js';
 import { CLOSED, type Kernels, POLICY, type Policy } from './supervisor.js';
 
-const ALL = Object.keys(OUTPUTS) as OutputName[];
 const TIMEOUT_MS = 120_000;
 const STATS_MS = 10_000;
 /** With these codes no later call can do better. */
@@ -202,15 +203,12 @@ export class VisionSidecar extends EventEmitter<SidecarEvents> implements AsyncD
     input: Input,
     options: EncodeOptions<O, H> = {},
   ): Promise<Encoding<O, H>> {
-    const { outputs = ALL, heatmap, ...rest } = readEncode(options, 'options');
-    const names: string[] = outputs.map((name) => OUTPUTS[name]);
-    if (heatmap) names.push('heatmap_png');
-    if (names.length === 0) {
-      throw wrong('options.outputs', `to name one of ${ALL.join(', ')} or more`, outputs);
+    const { outputs = ALL_OUTPUTS, heatmap, ...rest } = readEncode(options, 'options');
+    if (outputs.length === 0 && !heatmap) {
+      throw wrong('options.outputs', `to name one of ${ALL_OUTPUTS.join(', ')} or more`, outputs);
     }
-    const begun = this.#clock.now();
-    const done = await this.#encode(input, names, heatmap, rest);
-    const encoding = readEncoding(done, outputs, Boolean(heatmap), this.#clock.now() - begun);
+    const { done, roundTripMs } = await this.#encode(input, paramsOf(outputs, heatmap, rest), rest);
+    const encoding = readEncoding(done, outputs, Boolean(heatmap), roundTripMs);
     return encoding as unknown as Encoding<O, H>; // as `outputs` and `heatmap` say
   }
 
@@ -253,8 +251,20 @@ export class VisionSidecar extends EventEmitter<SidecarEvents> implements AsyncD
   /** Encodes one image and draws its heatmap: the bytes of a PNG. */
   async heatmap(input: Input, options: DrawOptions = {}): Promise<Uint8Array<ArrayBuffer>> {
     const { resolution, signal, timeoutMs, priority, ...how } = readDraw(options, 'options');
-    const rest = { resolution, signal, timeoutMs, priority };
-    return readPng(await this.#encode(input, ['heatmap_png'], how, rest));
+    const params = paramsOf([], how, { resolution, priority });
+    const { done } = await this.#encode(input, params, { signal, timeoutMs });
+    return readPng(done);
+  }
+
+  /**
+   * A collection of similar images: opens nothing yet. The file belongs to the model that its first case was
+   * encoded with. Throws `request.malformed`.
+   */
+  collection(options: CollectionOptions): Collection {
+    const { path, readOnly = false } = readCollection(options, 'options');
+    return new Collection(resolve(text(path, 'options.path')), readOnly, (...asked) =>
+      this.#ask(...asked),
+    );
   }
 
   /** What the sidecar counts: results, queue, latencies, memory. */
@@ -288,28 +298,28 @@ export class VisionSidecar extends EventEmitter<SidecarEvents> implements AsyncD
     this.#host.dispatch({ kind: 'resumed' });
   }
 
-  async #encode(
+  #encode(
     input: Input,
-    outputs: readonly string[],
-    heatmap: HeatmapChoice,
-    { resolution, priority, signal, timeoutMs = TIMEOUT_MS }: Asked,
-  ): Promise<Done> {
+    params: EncodeParams,
+    options: Parameters<Ask>[2],
+  ): Promise<{ done: Done; roundTripMs: number }> {
+    return this.#ask('encode', params, options, async (maxBytes, settled) => [
+      await prepare(input, maxBytes, settled),
+    ]);
+  }
+
+  /** One call that the sidecar works on. */
+  async #ask(
+    ...[op, params, { signal, timeoutMs = TIMEOUT_MS }, inputs]: Parameters<Ask>
+  ): Promise<{ done: Done; roundTripMs: number }> {
     this.#checkOpen();
-    const params = {
-      resolution,
-      outputs,
-      heatmap: drawing(heatmap),
-      priority: priority === 'low' ? priority : undefined, // `normal` goes without saying
-    };
     const maxBytes = this.#host.state.info?.limits.maxFrameBytes ?? Number.POSITIVE_INFINITY;
-    return this.#calls.call(
-      async (settled) => ({
-        op: 'encode',
-        inputs: [await prepare(input, maxBytes, settled)],
-        params,
-      }),
-      { signal, timeoutMs },
-    );
+    const begun = this.#clock.now();
+    const request = inputs
+      ? async (settled: AbortSignal) => ({ op, params, inputs: await inputs(maxBytes, settled) })
+      : { op, params };
+    const done = await this.#calls.call(request, { signal, timeoutMs });
+    return { done, roundTripMs: this.#clock.now() - begun };
   }
 
   #checkOpen(): void {
@@ -330,14 +340,4 @@ export class VisionSidecar extends EventEmitter<SidecarEvents> implements AsyncD
       }
     }
   }
-}
-
-/** What every encode takes; what was left out may be undefined. */
-type Asked = {
-  readonly [K in 'resolution' | 'priority' | 'signal' | 'timeoutMs']?: EncodeOptions[K] | undefined;
-};
-
-/** The wire's `params.heatmap`: nothing where the defaults will do. */
-function drawing(how: HeatmapChoice): HeatmapOptions | undefined {
-  return typeof how === 'object' && Object.keys(how).length > 0 ? how : undefined;
 }

@@ -156,6 +156,38 @@ test('a sidecar that is killed at work comes back, and the next call succeeds', 
   assert.equal(lives(pid), false);
 });
 
+test('a collection finds what was put into it, also after the sidecar was killed', async () => {
+  const cases = sidecar.collection({ path: path.join(scratch, 'cases.db') });
+  const side = 224;
+  const noise = (seed: number) => ({
+    rgb: Uint8Array.from({ length: side * side * 3 }, (_, at) => (at * at * seed) % 251),
+    width: side,
+    height: side,
+  });
+  const options = { resolution: side } as const;
+  await assert.rejects(cases.search(picture, options), { code: 'collection.not_found' });
+  const own = await cases.add(picture, { ...options, id: 'ecg', metadata: { age: 71 } });
+  for (const seed of [3, 5, 7]) await cases.add(noise(seed), { ...options, id: `noise ${seed}` });
+  await assert.rejects(cases.add(noise(9), { ...options, id: 'ecg' }), {
+    code: 'collection.exists',
+  });
+  process.kill(sidecar.pid as number, 'SIGKILL');
+  await reached(sidecar, 'restarting');
+  const { matches, count, encoding } = await cases.search(picture, options);
+  assert.equal(count, 4);
+  assert.deepEqual([matches[0]?.id, matches[0]?.metadata], ['ecg', { age: 71 }]);
+  assert.ok(matches.every(({ similarity }) => similarity <= (matches[0]?.similarity ?? 0)));
+  assert.deepEqual(encoding.pooledEmbedding, own.pooledEmbedding);
+  const again = await cases.search(own, { k: 1 });
+  assert.equal(again.matches[0]?.id, 'ecg');
+  await cases.remove('ecg');
+  const info = await cases.info();
+  assert.deepEqual(
+    [info.count, info.resolution, info.model],
+    [3, [side, side], sidecar.info.model],
+  );
+});
+
 test('close leaves no process', async () => {
   const other = await startReal();
   const pid = other.pid as number;

@@ -126,6 +126,7 @@ test('the ready-made preload script needs nothing but electron', () => {
   assert.deepEqual(Object.keys(exposed.get('vision') as object), [
     'encode',
     'heatmap',
+    'collection',
     'cancel',
     'onState',
   ]);

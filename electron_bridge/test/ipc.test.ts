@@ -333,6 +333,115 @@ test('a page that is not allowed hears no state', async () => {
   assert.deepEqual(heard, []);
 });
 
+/** A page in front of a sidecar whose collections keep what they are asked. */
+function withCollections() {
+  const asked: unknown[][] = [];
+  const ask =
+    (op: string) =>
+    async (...args: unknown[]) => {
+      asked.push([op, ...args]);
+      return { op };
+    };
+  const opened: unknown[] = [];
+  const all = setUp(
+    { collections: { cases: { path: '/data/cases.db' }, own: { path: 'own', writable: true } } },
+    undefined,
+    (sidecar) =>
+      Object.assign(sidecar, {
+        collection: (options: unknown) => {
+          opened.push(options);
+          const [add, search, remove, info] = ['add', 'search', 'remove', 'info'].map(ask);
+          return { add, search, remove, info };
+        },
+      }) as unknown as Served,
+  );
+  return { ...all, asked, opened };
+}
+
+const seen = {
+  projectedEmbeddings: { data: Float32Array.of(1), shape: [1, 1, 1] },
+  pooledEmbedding: { data: Float32Array.of(1), shape: [1, 1] },
+  resolution: [224, 224] as [number, number],
+};
+
+test('a page searches the collections that it is given, by their names', async () => {
+  const { vision, asked, opened } = withCollections();
+  const cases = vision.collection('cases');
+  assert.ok((await cases.search({ image }, { k: 3, where: { age: 71 } })).ok);
+  assert.ok((await cases.search({ ...seen, model: 'm' } as never)).ok); // as `encode` gave it
+  assert.ok((await cases.info()).ok);
+  assert.deepEqual(opened, Array(3).fill({ path: '/data/cases.db', readOnly: true }));
+  const [[op, input, options], [, again]] = asked as unknown[][] as [unknown[], unknown[]];
+  assert.deepEqual([op, input], ['search', { image }]);
+  assert.deepEqual({ ...(options as object), signal: 1 }, { k: 3, where: { age: 71 }, signal: 1 });
+  assert.deepEqual(again, seen);
+});
+
+test('a page changes only what the app lets it change', async () => {
+  const { vision, asked, opened } = withCollections();
+  for (const call of [
+    vision.collection('cases').add({ image }, { id: 'a' }),
+    vision.collection('cases').remove('a'),
+  ]) {
+    const outcome = await call;
+    assert.equal(outcome.ok || outcome.error.code, 'ipc.forbidden');
+  }
+  assert.equal(asked.length, 0);
+  assert.ok((await vision.collection('own').add({ image }, { id: 'a' })).ok);
+  assert.ok((await vision.collection('own').remove('a')).ok);
+  assert.deepEqual(
+    asked.map(([op]) => op),
+    ['add', 'remove'],
+  );
+  assert.deepEqual(opened, Array(2).fill({ path: 'own', readOnly: false }));
+});
+
+test('a page gets no collection that it is not given, and names no file', async () => {
+  const { ipc, vision, asked } = withCollections();
+  for (const name of ['other', '/data/cases.db', 'toString', '__proto__', '']) {
+    const outcome = await vision.collection(name).info();
+    assert.equal(outcome.ok || outcome.error.code, 'collection.not_found');
+    assert.doesNotMatch(JSON.stringify(outcome), /data/);
+  }
+  const wrong: Record<string, unknown[]> = {
+    'another operation': ['own', 'toString', { image }, {}],
+    'a path in place of an image': ['own', 'search', { path: '/etc/passwd' }, {}],
+    'a path among the options': ['own', 'search', { image }, { path: '/etc/passwd' }],
+    'a number as an id': ['own', 'remove', 5],
+    'no options': ['own', 'add', { image }],
+  };
+  for (const [what, args] of Object.entries(wrong)) {
+    const outcome = (await ipc.invoke(CHANNELS.collection, ...args)) as {
+      error?: { code: string };
+    };
+    assert.equal(outcome.error?.code, 'request.malformed', what);
+  }
+  assert.deepEqual(asked, []);
+});
+
+test('an encoding that a page sends back counts its bytes', async () => {
+  const { vision } = setUp({ maxBytes: 7, collections: { cases: { path: '/x' } } });
+  const outcome = await vision.collection('cases').search(seen);
+  assert.equal(outcome.ok || outcome.error.code, 'request.too_large');
+});
+
+test('a page that is not allowed gets no collection', async () => {
+  const { ipc, vision, asked } = withCollections();
+  ipc.frame = { url: 'https://example.org/', parent: null };
+  const outcome = await vision.collection('cases').info();
+  assert.equal(outcome.ok || outcome.error.code, 'ipc.forbidden');
+  assert.deepEqual(asked, []);
+});
+
+test('collections are looked at when the handlers are registered', () => {
+  for (const collections of [{ cases: {} }, { cases: { path: 5 } }, { cases: 'x' }, 'x']) {
+    assert.throws(() => setUp({ collections: collections as never }), {
+      code: 'request.malformed',
+      message: /collections/,
+    });
+  }
+});
+
 test('a window that is gone is told nothing more', async () => {
   const { ipc, vision, sidecar } = setUp();
   const heard: string[] = [];
