@@ -89,6 +89,10 @@ fuzz: install
 # The attacks of tests/attack in full, on loopback; `make test` runs them in short form.
 attack: install
 	$(PY) -m tests.attack.hostile_clients
+	$(PY) -m tests.attack.mutated_images
+	$(PY) -m tests.attack.mutated_manifests
+	$(PY) -m tests.fuzz --count 200000 --seed 7
+	$(PY) -m tests.attack.slowest
 
 # Mutants of the files that pyproject.toml names under tool.mutmut; LOG.md says which ones live, and why.
 mutate: install

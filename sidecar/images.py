@@ -98,7 +98,10 @@ def _opaque_rgb(image: Image.Image) -> Rgb:
     rows = max(1, BAND // image.width)
     for top in range(0, image.height, rows):
         bottom = min(top + rows, image.height)
-        rgb[top:bottom] = _opaque_band(image.crop((0, top, image.width, bottom)))
+        for left in range(0, image.width, BAND):
+            right = min(left + BAND, image.width)
+            band = image.crop((left, top, right, bottom))
+            rgb[top:bottom, left:right] = _opaque_band(band)
     return rgb
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests import client
 from tests.attack import hostile_images
+from tests.attack.processes import children, processor_seconds
 from tests.client import Client, StdioClient, ZmqClient
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc, and limits of Linux")
@@ -31,24 +32,6 @@ def until(condition: Callable[[], Any]) -> None:
     while not condition():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.002)
-
-
-def children(pid: int) -> set[int]:
-    """Those that have not ended."""
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text("ascii").rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.add(int(entry.parent.name))
-    return found
-
-
-def processor_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def decoding(sidecar: Client, before: dict[int, float]) -> int:
