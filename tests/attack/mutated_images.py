@@ -215,6 +215,8 @@ def _scratch(data: bytes, chance: random.Random) -> bytes:
         return data
     changed = bytearray(data)
     for _ in range(chance.choice([1, 1, 2, 8])):
+        if not changed:  # the last change took all
+            break
         at = chance.randrange(len(changed))
         match chance.randrange(4):
             case 0:
