@@ -38,6 +38,11 @@ def memory(pid: int) -> dict[str, float]:
     return {line.split(":")[0]: int(line.split()[1]) * 1024 / 1e6 for line in lines}
 
 
+def parent(pid: int) -> int:
+    """The template that `pid` was forked from."""
+    return int(Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[1])
+
+
 def started() -> tuple[Decoders, float]:
     """The processes, once each has answered, and the seconds that took."""
     begun = time.perf_counter()
@@ -54,7 +59,7 @@ def started() -> tuple[Decoders, float]:
 def main() -> None:
     """Print all as Markdown."""
     decoders, seconds = started()
-    resting = [memory(pid) for pid in decoders.pids()]
+    resting = [memory(pid) for pid in {*decoders.pids(), *map(parent, decoders.pids())}]
     page = PAGE.read_bytes()
     photo = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     sources: dict[str, ImageFile | Pixels] = {
@@ -78,9 +83,9 @@ def main() -> None:
     size = Image.open(PAGE).size
     print(f"\nThe example page has {size[0]} x {size[1]} pixels; the best of {ROUNDS} rounds.")
     names = ("Rss", "Pss", "Private_Dirty")
-    held = {name: [f"{one[name]:.1f}" for one in resting] for name in names}
-    print(f"{PROCESSES} processes start in {seconds:.2f} s, and hold at rest, in MB:")
-    print("; ".join(f"{name} {' and '.join(values)}" for name, values in held.items()))
+    sums = ", ".join(f"{name} {sum(one[name] for one in resting):.1f}" for name in names)
+    print(f"The first {PROCESSES} processes are ready after {seconds:.2f} s.")
+    print(f"At rest they and their template hold, in MB: {sums}.")
     decoders.close()
 
 

@@ -10,17 +10,16 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections import deque
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, Self
 
 import numpy as np
 
-from sidecar.decoder_wire import COMMAND, LENGTHS, MAX_HEADER, MEMORY, SYSTEM_MEMORY, read, write
+from sidecar import decoder_start
+from sidecar.decoder_start import Child
+from sidecar.decoder_wire import LENGTHS, MAX_HEADER, MEMORY, SYSTEM_MEMORY, read, write
 from sidecar.errors import (
     ImageTooCostly,
     ImageTooLarge,
@@ -29,6 +28,7 @@ from sidecar.errors import (
     RequestCancelled,
     ResourcesExhausted,
     SidecarError,
+    exhausted,
 )
 from sidecar.job import FloatArray, HeatmapOptions, ImageFile, Pixels, Rgb
 
@@ -36,13 +36,10 @@ log = logging.getLogger(__name__)
 
 PROCESSES = 2  # one prepares the next picture while the other still holds that of this one
 PATIENCE_S = 120.0  # of wall time; where the system can, a process limits its own processor time
+START_S = 5.0  # for a process to be started after all, where the last attempt failed
 RETRY_S = 1.0  # after a process that could not be started
-PIPE_BYTES = 2**20  # on Linux
 MAX_REPLY = 2**31  # bytes; more can only come from a decoder that a file has taken over
 MAX_MESSAGE = 500  # characters
-
-# All that a process is given of our environment: what the system's loader needs, and no secrets.
-ENVIRONMENT = ("SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 BROKEN = "a bug in the sidecar; its log says where."
 CANCELLED = "the request was cancelled."
@@ -66,7 +63,8 @@ class Decoders:
         self._failing = False  # the last process ended before it was ready
         self._started = 0
         self._closed = False
-        # The one thread that starts processes: on Linux they die with it.
+        self._failure: SidecarError | None = None  # why the last process could not be started
+        # The one thread that starts processes: on Linux they end with it.
         threading.Thread(target=self._start_missing, name="decoders", daemon=True).start()
 
     def report(self) -> dict[str, int]:
@@ -88,18 +86,36 @@ class Decoders:
                 self.replace(process)
             self.changed.notify_all()
 
+    def wait_until_ready(self) -> None:
+        """Until all processes have started, and need no more files to do so: an update may replace
+        them while the sidecar runs. Raises ResourcesExhausted, Internal.
+        """
+        with self.changed:
+            self.changed.wait_for(
+                lambda: self._failure or sum(p.ready for p in self._processes) == PROCESSES,
+                PATIENCE_S,
+            )
+            if self._failure is not None:
+                raise self._failure
+            if len(self._processes) < PROCESSES:
+                raise Internal(BROKEN)
+
     def take(self, picture: "Picture") -> "Process":
         """A process for `picture`: an idle one, else one that keeps another picture, which will
         have to be decoded again; else the next. With `changed` held. Raises RequestCancelled,
-        Internal.
+        ResourcesExhausted, Internal.
         """
-        self.changed.wait_for(lambda: self._idle or self._kept or picture.cancelled, PATIENCE_S)
+
+        def available() -> bool:
+            return bool(self._idle or self._kept or picture.cancelled)
+
+        self.changed.wait_for(lambda: available() or self._failure, PATIENCE_S)
+        if not self.changed.wait_for(available, START_S):
+            raise self._failure or Internal(BROKEN)
         if picture.cancelled:
             raise RequestCancelled(CANCELLED)
         if self._idle:
             return self._idle.popleft()
-        if not self._kept:
-            raise Internal("no decoder process could be started; the sidecar's log says why.")
         process = self._kept.pop().forget()
         assert process is not None
         return process
@@ -122,30 +138,43 @@ class Decoders:
 
     def replace(self, process: "Process") -> None:
         """Kill it, if it has not ended, and start another. With `changed` held."""
-        process.kill()
+        if not process.ended:
+            process.kill()
         if process in self._processes:
             self._processes.remove(process)
             if process in self._idle:
                 self._idle.remove(process)
-            self._failing = not process.ready and process.ended
             self._missing += 1
             self.changed.notify_all()
 
+    def started(self, process: "Process") -> None:
+        """It answers. With `changed` held."""
+        process.ready = True
+        self._failure = None
+
+    def ended(self, process: "Process") -> None:
+        """By itself, or by `replace`. With `changed` held."""
+        if process in self._processes and not process.ready:
+            self._failure = Internal(BROKEN)
+        self.replace(process)
+
     def _start_missing(self) -> None:
-        retry = threading.Event()
+        retry, starter = threading.Event(), decoder_start.starter()
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self._missing)
                 if self._closed:
                     return
-                failing = self._failing
+                failing = self._failure is not None
             if failing:
                 retry.wait(RETRY_S)
             try:
-                process = Process(self)
-            except OSError as error:  # no descriptor, process or memory is left
+                process = Process(self, starter.start())
+            except OSError as error:  # no descriptor, process or memory is left, for example
                 log.warning("a decoder process cannot be started: %s", error.strerror)
-                retry.wait(RETRY_S)
+                with self.changed:
+                    self._failure = exhausted(error) or Internal(BROKEN)
+                    self.changed.notify_all()
                 continue
             with self.changed:
                 self._started += 1
@@ -161,43 +190,29 @@ class Decoders:
 class Process:
     """One decoder process, and the thread that reads its replies."""
 
-    def __init__(self, decoders: Decoders) -> None:
-        """Raises OSError."""
+    def __init__(self, decoders: Decoders, child: Child) -> None:
         self.ready = self.ended = False
         self.reply: Reply | None = None
         self._decoders = decoders
         self._writing = threading.Lock()
-        self._popen = subprocess.Popen(
-            _command(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            pipesize=PIPE_BYTES if sys.platform == "linux" else -1,
-            close_fds=True,
-            env=_environment(),
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # Windows'
-        )
-        assert self._popen.stdin is not None
-        assert self._popen.stdout is not None
-        self._stdin = cast(BinaryIO, self._popen.stdin)
-        self._stdout = cast(BinaryIO, self._popen.stdout)
-        self.pid = self._popen.pid
+        self._code: int | None = None  # of its exit
+        self._child = child
+        self.pid = child.pid
 
     def listen(self) -> None:
         threading.Thread(target=self._listen, name=f"decoder {self.pid}", daemon=True).start()
 
     def kill(self) -> None:
-        self._popen.kill()
+        self._child.kill()
 
     def send(self, request: dict[str, Any], payload: Any) -> None:
         """A process that has ended takes nothing, which its thread finds out too."""
         with self._writing, contextlib.suppress(OSError, ValueError):
-            write(self._stdin, request, payload)
+            write(self._child.stdin, request, payload)
 
     def why_ended(self, op: str) -> SidecarError:
         """The reason why it ended by itself during `op`."""
-        status = self._popen.returncode
+        status = self._code
         if not self.ready:
             log.error("a decoder process ended at its start", extra={"code": str(status)})
             return Internal(BROKEN)
@@ -217,27 +232,28 @@ class Process:
     def _listen(self) -> None:
         try:
             while True:
-                header_bytes, payload_bytes = LENGTHS.unpack(read(self._stdout, LENGTHS.size))
+                header_bytes, payload_bytes = LENGTHS.unpack(read(self._child.stdout, LENGTHS.size))
                 if header_bytes > MAX_HEADER or payload_bytes > MAX_REPLY:
                     break
-                header = json.loads(read(self._stdout, header_bytes))
-                reply = (header, read(self._stdout, payload_bytes))
+                header = json.loads(read(self._child.stdout, header_bytes))
+                reply = (header, read(self._child.stdout, payload_bytes))
                 with self._decoders.changed:
                     if self.ready:
                         self.reply = reply
-                    self.ready = True
+                    else:
+                        self._decoders.started(self)
                     self._decoders.changed.notify_all()
                 del reply  # megabytes
         except (EOFError, OSError, ValueError, MemoryError):
             pass
-        self._popen.kill()
-        self._popen.wait()
-        self._stdout.close()
+        self._child.kill()
+        self._code = self._child.wait()
+        self._child.stdout.close()
         with self._writing:
-            self._stdin.close()
+            self._child.stdin.close()
         with self._decoders.changed:
             self.ended = True
-            self._decoders.replace(self)
+            self._decoders.ended(self)
             self._decoders.changed.notify_all()
 
 
@@ -375,20 +391,6 @@ class Picture:
 
 class _Forgotten(Exception):
     """The process that kept the pixels has ended, or was needed for another picture."""
-
-
-def _command() -> list[str]:
-    if getattr(sys, "frozen", False):
-        return [sys.executable, COMMAND]
-    return [sys.executable, "-P", "-m", "sidecar.decoder_main"]
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    if not getattr(sys, "frozen", False):
-        kept["PYTHONPATH"] = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-    # One thread: on a machine of many cores, OpenBLAS's take more address space than a picture.
-    return kept | {"OPENBLAS_NUM_THREADS": "1"}
 
 
 def _error(header: dict[str, Any]) -> SidecarError:

@@ -6,12 +6,16 @@ it where a request is cancelled, so nothing here has to be interruptible.
 """
 
 import contextlib
+import gc
 import json
 import os
+import select
 import signal
+import socket
+import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -20,7 +24,20 @@ from typing import Any, NoReturn
 import numpy as np
 
 from sidecar import hardening, heatmap, images
-from sidecar.decoder_wire import BUG, LENGTHS, MEMORY, SYSTEM_MEMORY, read, write
+from sidecar.decoder_wire import (
+    BUG,
+    CONTROL,
+    ENDED,
+    FORK,
+    KILL,
+    LENGTHS,
+    MEMORY,
+    READY,
+    STARTED,
+    SYSTEM_MEMORY,
+    read,
+    write,
+)
 from sidecar.errors import ImageUnreadable, ResourcesExhausted, SidecarError
 from sidecar.job import HeatmapOptions, Rgb
 
@@ -64,7 +81,6 @@ class Confinement:
 
 def confine() -> Confinement:
     """Give up for good what decoding does not need. Call once everything is imported."""
-    hardening.forbid_core_dumps()
     if sys.platform == "win32":
         return Confinement(None, 0)
     import resource
@@ -77,7 +93,6 @@ def confine() -> Confinement:
         most = resource.getrlimit(resource.RLIMIT_AS)[1]
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
-        _bind_to_parent()
     none = (0, 0)
     for name in ("RLIMIT_FSIZE", "RLIMIT_NPROC", "RLIMIT_NOFILE"):
         with contextlib.suppress(OSError, ValueError):
@@ -98,12 +113,14 @@ def _trim() -> Callable[[], object]:
     return lambda: None
 
 
-def _bind_to_parent() -> None:
-    """Linux: die with the parent, even while decoding.
+def _end_with_parent() -> None:
+    """On Linux even while decoding; elsewhere at the next end of file.
 
-    The signal comes when the thread that started this process ends: `decoder.py` starts it from a
-    thread that lives as long as the sidecar.
+    The signal comes when the thread that started this process ends: the template's only one, and
+    for the template itself one that lives as long as the sidecar.
     """
+    if sys.platform != "linux":
+        return
     import ctypes
 
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -186,16 +203,27 @@ def _where(error: Exception) -> str:
 
 
 def main() -> NoReturn:
+    """Decode what comes on stdin; or, where stdin is a socket, be the template that forks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    requests = os.fdopen(os.dup(0), "rb", buffering=0)
-    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    hardening.forbid_core_dumps()
+    stdin, stdout = os.dup(0), os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(nowhere, number)
     os.close(nowhere)
+    if stat.S_ISSOCK(os.fstat(stdin).st_mode):
+        os.close(stdout)
+        serve_forks(socket.socket(fileno=stdin))
+    decode(stdin, stdout)
+
+
+def decode(requests_fd: int, replies_fd: int) -> NoReturn:
+    """Answer requests until the parent has gone."""
+    requests = os.fdopen(requests_fd, "rb", buffering=0)
+    replies = os.fdopen(replies_fd, "wb", buffering=0)
     trim = _trim()
     desk = Desk(confine())
-    with contextlib.suppress(EOFError, OSError):  # the parent has gone, or wants no more of us
+    with contextlib.suppress(EOFError, OSError):
         write(replies, {"ready": True}, b"")
         while True:
             lengths = LENGTHS.unpack(read(requests, LENGTHS.size))
@@ -212,6 +240,71 @@ def main() -> NoReturn:
             del reply
             trim()
     os._exit(0)
+
+
+def serve_forks(control: socket.socket) -> NoReturn:
+    """Fork a decoder process at each request, kill one on request, and tell of each that ended."""
+    _end_with_parent()
+    gc.collect()
+    gc.freeze()  # a collection would write to pages that the processes share
+    woken, wake = socket.socketpair()
+    wake.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake.fileno())
+    running: set[int] = set()
+    with contextlib.suppress(OSError):
+        control.send(CONTROL.pack(READY, 0, 0))
+        while True:
+            ready = select.select([control, woken], [], [])[0]
+            if woken in ready:
+                woken.recv(4096)
+            for pid, code in _ended(running):
+                control.send(CONTROL.pack(ENDED, pid, code))
+            if control not in ready:
+                continue
+            message, descriptors, _, _ = socket.recv_fds(control, CONTROL.size, 2)
+            if not message:
+                break  # the sidecar has gone
+            kind, pid, _ = CONTROL.unpack(message)
+            if kind == KILL and pid in running:
+                os.kill(pid, signal.SIGKILL)
+            elif kind == FORK:
+                pid = _fork(descriptors, (control, woken, wake))
+                running |= {pid} - {0}
+                control.send(CONTROL.pack(STARTED, pid, 0))
+    os._exit(0)
+
+
+def _fork(descriptors: list[int], ours: tuple[socket.socket, ...]) -> int:
+    """The pid of a new decoder process; 0 where the system allows none."""
+    template = os.getpid()
+    try:
+        pid = os.fork()
+    except OSError:
+        pid = 0
+    else:
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for end in ours:
+                end.close()
+            _end_with_parent()
+            if os.getppid() != template:
+                os._exit(0)  # it has ended before we could ask for the signal
+            decode(*descriptors)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return pid
+
+
+def _ended(running: set[int]) -> Iterator[tuple[int, int]]:
+    """The pids that have ended since, and their exit codes."""
+    while running:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        running.discard(pid)
+        yield pid, os.waitstatus_to_exitcode(status)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,11 @@ COMMAND = "decode"  # of the frozen program, for us alone; see packaging/entry.p
 LENGTHS = struct.Struct("<IQ")
 MAX_HEADER = 64 * 1024  # bytes
 
+# Between the sidecar and the template that forks decoders (Linux): a kind, a pid and an exit code.
+# FORK comes with two descriptors, to read requests from and to write replies to.
+CONTROL = struct.Struct("<cii")
+READY, FORK, STARTED, KILL, ENDED = b"R", b"F", b"S", b"K", b"E"
+
 # Errors that only the two sides know, beside the codes of `errors.py`.
 MEMORY = "memory"  # more than the picture's allowance
 SYSTEM_MEMORY = "system_memory"  # the system has less than the allowance

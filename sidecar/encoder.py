@@ -208,7 +208,8 @@ class Encoder:
 def load(manifest: Manifest, settings: Settings) -> Encoder:
     """Check every file of the model directory against its manifest, and load the best graph that
     computes on this machine what it computed where it was built; the decoder processes start
-    meanwhile. Raises ModelInvalid, ModelUnfaithful, ResourcesExhausted.
+    meanwhile. Raises ModelInvalid, ModelUnfaithful, ResourcesExhausted,
+    Internal.
     """
     decoders = Decoders()
     threads = settings.threads or priority.physical_cores()
@@ -216,6 +217,7 @@ def load(manifest: Manifest, settings: Settings) -> Encoder:
         with ModelFiles(settings.model, manifest) as files:
             session, choice = engine.select(files, threads, settings.kernels)
             files.check_unchanged()
+        decoders.wait_until_ready()
     except BaseException:
         decoders.close()
         raise

@@ -6,13 +6,16 @@ import os
 from pathlib import Path
 
 
-def children(pid: int) -> set[int]:
-    """The processes that `pid` started and that have not ended."""
-    found = set()
+def descendants(pid: int) -> set[int]:
+    """The processes below `pid` that have not ended."""
+    parents = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         fields = _fields(entry)
-        if fields and int(fields[1]) == pid and fields[0] != "Z":
-            found.add(int(entry.parent.name))
+        if fields and fields[0] != "Z":
+            parents[int(entry.parent.name)] = int(fields[1])
+    found: set[int] = set()
+    while more := {child for child, parent in parents.items() if parent in found | {pid}} - found:
+        found |= more
     return found
 
 

@@ -26,7 +26,7 @@ from sidecar.errors import SidecarError
 from tests import stand_in
 from tests.attack import hostile_images
 from tests.attack.hostile_images import MAX_PIXELS, Maker, saved
-from tests.attack.processes import children, processor_seconds
+from tests.attack.processes import descendants, processor_seconds
 from tests.client import ZmqClient
 
 SAMPLE = 1 / 30
@@ -100,13 +100,13 @@ def settle(sidecar: ZmqClient) -> None:
 
 
 def spent(sidecar: ZmqClient) -> dict[int, float]:
-    return {pid: processor_seconds(pid) for pid in children(sidecar.process.pid)}
+    return {pid: processor_seconds(pid) for pid in descendants(sidecar.process.pid)}
 
 
 def peak_memory(sidecar: ZmqClient) -> int:
     """The larger peak of the decoder processes, in bytes."""
     peaks = []
-    for pid in children(sidecar.process.pid):
+    for pid in descendants(sidecar.process.pid):
         status = Path(f"/proc/{pid}/status").read_text("ascii")
         [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
         peaks.append(int(line.split()[1]) * 1024)

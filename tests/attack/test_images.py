@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests import client
 from tests.attack import hostile_images
-from tests.attack.processes import children, processor_seconds
+from tests.attack.processes import descendants, processor_seconds
 from tests.client import Client, StdioClient, ZmqClient
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc, and limits of Linux")
@@ -38,7 +38,7 @@ def decoding(sidecar: Client, before: dict[int, float]) -> int:
     """The process that has begun to spend its time."""
 
     def busy() -> list[int]:
-        now = children(sidecar.process.pid)
+        now = descendants(sidecar.process.pid)
         return [p for p in now & set(before) if processor_seconds(p) > before[p] + 0.1]
 
     until(busy)
@@ -49,7 +49,7 @@ def processes(sidecar: Client) -> dict[int, float]:
     """The decoder processes and what they have spent, once they have started."""
     until(lambda: sidecar.ask("stats").header["decoders"]["processes"] == 2)
     assert sidecar.ask("encode", {"image": SMALL}, AT_224).ok
-    return {pid: processor_seconds(pid) for pid in children(sidecar.process.pid)}
+    return {pid: processor_seconds(pid) for pid in descendants(sidecar.process.pid)}
 
 
 @linux
@@ -64,7 +64,7 @@ def test_after_a_cancel_the_next_image_does_not_wait_for(
         assert sidecar.ask("cancel", params={"target": slow}).header["cancelled"] is True
         assert sidecar.reply(slow).code == "request.cancelled"
         assert sidecar.ask("encode", {"image": SMALL}, AT_224).ok
-        until(lambda: pid not in children(sidecar.process.pid))
+        until(lambda: pid not in descendants(sidecar.process.pid))
         until(lambda: sidecar.ask("stats").header["decoders"] == {"processes": 2, "restarts": 1})
 
 

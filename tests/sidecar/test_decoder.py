@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sidecar import decoder, decoder_main, heatmap, images
+from sidecar import decoder, decoder_main, decoder_start, heatmap, images
 from sidecar.decoder import Decoders, Picture
 from sidecar.decoder_main import Confinement, Desk
 from sidecar.errors import (
@@ -36,7 +36,7 @@ from tests.client import ROOT
 from tests.sidecar.test_images import LIMIT, picture, saved
 
 PATIENCE = 60.0
-SLOW = ImageFile(hostile_images.jpeg_fill(1))  # costs far more than a picture may
+SLOW = ImageFile(hostile_images.jpeg_fill(0.5))  # costs far more than a picture may
 SCORES = np.linspace(0, 1, 256, dtype=np.float32)
 NORMS = (1.0, 2.0)
 
@@ -44,10 +44,17 @@ posix = pytest.mark.skipif(os.name != "posix", reason="signals")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc, and limits of Linux")
 
 
-@pytest.fixture(scope="module")
-def decoders() -> Iterator[Decoders]:
-    with contextlib.closing(Decoders()) as started:
-        yield started
+STARTERS = [decoder_start.Spawning, *[decoder_start.Forking] * (sys.platform == "linux")]
+
+
+@pytest.fixture(scope="module", params=STARTERS)
+def decoders(request: pytest.FixtureRequest) -> Iterator[Decoders]:
+    """Started as on each system."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoder_start, "starter", request.param)
+        with contextlib.closing(Decoders()) as started:
+            started.wait_until_ready()
+            yield started
 
 
 @pytest.fixture
@@ -244,7 +251,7 @@ def test_a_picture_that_costs_more_than_it_may_is_refused(
     monkeypatch: pytest.MonkeyPatch, limit: str, source: ImageFile, what: str
 ) -> None:
     code = f"from sidecar import decoder_main\ndecoder_main.{limit}\ndecoder_main.main()"
-    monkeypatch.setattr(decoder, "_command", lambda: [sys.executable, "-c", code])
+    monkeypatch.setattr(decoder_start, "command", lambda: [sys.executable, "-c", code])
     with contextlib.closing(Decoders()) as decoders:
         with Picture(decoders, LIMIT) as prepared, pytest.raises(ImageTooCostly, match=what):
             prepare(prepared, source)
@@ -291,9 +298,9 @@ def test_a_bug_is_told_without_what_the_file_says(monkeypatch: pytest.MonkeyPatc
 
 def test_a_process_is_given_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "s3cr3t")
-    assert "s3cr3t" not in str(decoder._environment())
-    assert set(decoder._environment()) <= {
-        *decoder.ENVIRONMENT,
+    assert "s3cr3t" not in str(decoder_start.environment())
+    assert set(decoder_start.environment()) <= {
+        *decoder_start.ENVIRONMENT,
         "OPENBLAS_NUM_THREADS",
         "PYTHONPATH",
     }
@@ -303,7 +310,10 @@ def test_a_process_is_given_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_process_can_open_nothing_and_keeps_no_core(decoders: Decoders) -> None:
     with Picture(decoders, LIMIT) as prepared:
         prepare(prepared, file(), keep=True)
-        limits = Path(f"/proc/{works_on(decoders, prepared)}/limits").read_text("ascii")
+        process = Path(f"/proc/{works_on(decoders, prepared)}")
+        limits = (process / "limits").read_text("ascii")
+        with contextlib.suppress(PermissionError):  # only root may look
+            assert len(list((process / "fd").iterdir())) == 5  # its two pipes, and nothing thrice
     for name in ("core file size", "open files", "file size", "processes"):
         [line] = [line for line in limits.splitlines() if line.startswith(f"Max {name} ")]
         assert line.removeprefix(f"Max {name}").split()[:2] == ["0", "0"]
@@ -345,25 +355,26 @@ def test_processes_end_with_their_parent_even_while_they_decode() -> None:
 def test_a_process_that_cannot_be_started_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, threads: ThreadPoolExecutor
 ) -> None:
-    command, tries = decoder._command, threading.Event()
+    command, tries = decoder_start.command, threading.Event()
 
     def missing() -> list[str]:
         tries.set()
         return ["/does/not/exist"]
 
     monkeypatch.setattr(decoder, "RETRY_S", 0.01)
-    monkeypatch.setattr(decoder, "_command", missing)
+    monkeypatch.setattr(decoder_start, "command", missing)
     with contextlib.closing(Decoders()) as decoders:
         result = threads.submit(prepare, Picture(decoders, LIMIT), file())
         assert tries.wait(PATIENCE)
-        monkeypatch.setattr(decoder, "_command", command)
+        monkeypatch.setattr(decoder_start, "command", command)
         np.testing.assert_array_equal(result.result(PATIENCE), expected(file()))
 
 
 def test_a_process_that_ends_at_its_start_is_told_as_a_fault_of_ours(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(decoder, "_command", lambda: [sys.executable, "-c", "pass"])
+    monkeypatch.setattr(decoder, "START_S", 0.01)
+    monkeypatch.setattr(decoder_start, "command", lambda: [sys.executable, "-c", "pass"])
     with contextlib.closing(Decoders()) as decoders, pytest.raises(Internal):
         prepare(Picture(decoders, LIMIT), file())
 

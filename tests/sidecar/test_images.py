@@ -172,7 +172,7 @@ def test_a_picture_is_converted_a_band_at_a_time(monkeypatch: pytest.MonkeyPatch
         return convert(image)
 
     monkeypatch.setattr(images, "_opaque_band", band)
-    for pixels, heights in ((600, [10, 10, 10, 10, 1]), (60, [1] * 41), (1, [1] * 41)):
+    for pixels, heights in ((600, [10, 10, 10, 10, 1]), (60, [1] * 41), (1, [1] * 41 * 60)):
         bands.clear()
         monkeypatch.setattr(images, "BAND", pixels)
         np.testing.assert_array_equal(images.decode(data, LIMIT), whole)
