@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sidecar import __version__, protocol
+from sidecar import __version__, protocol, service
 from sidecar.decoder import Picture
 from sidecar.encoder import Encoding, Prepared
 from sidecar.engine import Check, Choice, CustomOps
@@ -547,6 +547,82 @@ def test_what_a_transport_could_not_take_in_is_answered_without_an_id(talk: Conv
             "error": {"code": "request.too_large", "message": "too large.", "retryable": False},
         }
     ]
+    counts = {"unreadable": {"request.too_large": 1}}
+    assert talk.ask("stats", 1)["counts"] == counts
+
+
+def test_a_good_reply_tells_the_model_the_resolution_and_the_times(
+    talk: Conversation, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    encoding = Encoding(
+        {"pooled_embedding": np.zeros((1, 1), np.float32)},
+        (224, 448),
+        2,
+        preprocess_ms=1.00049,
+        inference_ms=2.5,
+        drawing_ms=3.5,
+        norms=((1.5, 2.5), (3.5, 4.5)),
+        flat=(True, False),
+    )
+    monkeypatch.setattr(talk.puppet, "infer", lambda *_: encoding)
+    talk.send("encode", 7, {"image": b"x"})
+    until(lambda: talk.replies)
+    [reply] = talk.replies
+    timing = reply.pop("timing")
+    assert reply == {
+        "v": 1,
+        "id": 7,
+        "ok": True,
+        "outputs": [{"name": "pooled_embedding", "datatype": "FP32", "shape": [1, 1]}],
+        "model": "d" * 64,
+        "resolution": [224, 448],
+        "norms": [[1.5, 2.5], [3.5, 4.5]],
+        "flat": [True, False],
+    }
+    assert (timing["preprocess_ms"], timing["inference_ms"], timing["drawing_ms"]) == (
+        1.0,
+        2.5,
+        3.5,
+    )
+    assert 0 <= timing["queue_ms"] < PATIENCE * 1e3
+    until(lambda: "answered" in caplog.messages)
+    [line] = [record for record in caplog.records if record.getMessage() == "answered"]
+    told = vars(line)
+    assert (told["request"], told["op"], told["code"]) == (7, "encode", "ok")
+    assert (told["preprocess_ms"], told["inference_ms"]) == (1.0, 2.5)
+    assert told["total_ms"] >= told["queue_ms"]
+    stats = talk.ask("stats", 8)
+    assert stats["counts"] == {"encode": {"ok": 1}}
+    assert stats["latency"]["224x448"]["inference_ms"]["p50"] == 2.5
+    assert stats["latency"]["224x448"]["total_ms"]["p50"] == pytest.approx(
+        told["total_ms"], abs=0.1
+    )
+    assert stats["expected_ms"]["224x448"] == pytest.approx(3.5 / 2, abs=0.1)
+
+
+def test_a_bug_is_logged_with_its_place_and_its_request(
+    talk: Conversation, caplog: pytest.LogCaptureFixture
+) -> None:
+    talk.puppet.failure = RuntimeError("secret")
+    talk.send("encode", 7, {"image": b"x"})
+    talk.puppet.finish.set()
+    until(lambda: talk.replies)
+    [line] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert (line.getMessage(), vars(line)["request"]) == ("a request failed", 7)
+    assert line.exc_info is not None
+    assert line.exc_info[0] is RuntimeError
+
+
+def test_failures_of_our_own_are_not_logged_as_bugs(caplog: pytest.LogCaptureFixture) -> None:
+    ours = ImageUnreadable("no.")
+    assert service.failure(ours, "a request failed") is ours
+    assert caplog.records == []
+    bug = service.failure(KeyError("secret"), "a message could not be read")
+    assert (bug.code, "secret" in str(bug)) == ("internal", False)
+    [line] = caplog.records
+    assert (line.getMessage(), "request" in vars(line)) == ("a message could not be read", False)
+    assert service.failure(MemoryError(), "x").code == "resources.exhausted"
 
 
 def test_what_is_said_when_a_request_is_not_taken_was_reviewed() -> None:
