@@ -27,6 +27,7 @@ MEGABYTE = 10**6
 LARGEST_BUNDLE = 120 * MEGABYTE
 LARGEST_ARCHIVE = 45 * MEGABYTE
 SHOWN = 12
+STRIPPED = ("libpython*.so*", "python3*/lib-dynload/*.so", "msgpack/*.so")
 
 
 def environment() -> Path:
@@ -61,11 +62,12 @@ def run(python: Path, script: str, *args: Path) -> None:
     subprocess.run([str(python), str(ROOT / "packaging" / script), *map(str, args)], check=True)
 
 
-def strip_libpython(bundle: Path) -> None:
-    """Take the symbols out of the interpreter; out of numpy's OpenBLAS it would break it."""
-    for library in bundle.glob("_internal/libpython*.so*"):
-        if not library.is_symlink():
-            subprocess.run(["strip", str(library)], check=True)
+def strip_symbols(bundle: Path) -> None:
+    """Take the symbols out of Python and msgpack; out of numpy's OpenBLAS it would break it."""
+    for pattern in STRIPPED:
+        for library in bundle.glob(f"_internal/{pattern}"):
+            if not library.is_symlink():
+                subprocess.run(["strip", str(library)], check=True)
 
 
 def size(bundle: Path) -> int:
@@ -116,7 +118,7 @@ def main() -> int:
     python = environment()
     fresh = freeze(python)
     if sys.platform == "linux":
-        strip_libpython(fresh)
+        strip_symbols(fresh)
         run(python, "scrub.py", fresh)
     run(python, "licences.py", fresh)
     run(python, "contents.py", fresh)

