@@ -362,6 +362,87 @@ test('where the death is the computer’s doing, no call is blamed', async () =>
   await assert.rejects(call as Promise<Done>, { code: 'sidecar.exited', retryable: true });
 });
 
+test('an answer out of turn does not change which call is at work', async () => {
+  const blame = await blamed((calls, sent) => {
+    const all = encodings(calls, 3);
+    calls.receive(done(sent[2]?.id as number));
+    return all;
+  });
+  assert.deepEqual(blame, [true, false, false]);
+});
+
+test('a heartbeat is no work, and cannot be what the sidecar died of', async () => {
+  const blame = await blamed((calls) => [
+    calls.call({ op: 'hello' }, { ...open, urgent: true }),
+    ...encodings(calls, 1),
+  ]);
+  assert.deepEqual(blame, [false, true]);
+});
+
+for (const op of [
+  'encode',
+  'collection.add',
+  'collection.search',
+  'collection.remove',
+  'collection.info',
+] as const) {
+  test(`${op} that is given up is cancelled, and the cancel goes first`, async () => {
+    const { calls } = setUp();
+    const urgent: boolean[] = [];
+    const ops: string[] = [];
+    calls.connect((frames, isUrgent) => {
+      urgent.push(isUrgent);
+      ops.push((decode(frames[0] as Uint8Array) as Header).op);
+      return () => false;
+    });
+    const controller = new AbortController();
+    const call = calls.call({ op }, { ...open, signal: controller.signal });
+    controller.abort();
+    await assert.rejects(call, { code: 'request.cancelled' });
+    assert.deepEqual(ops, [op, 'cancel']);
+    assert.deepEqual(urgent, [false, true]);
+  });
+}
+
+test('stats that are given up are not cancelled: there is nothing to stop', async () => {
+  const { calls, clock, sent } = setUp();
+  const call = calls.call({ op: 'stats' }, { timeoutMs: 5 });
+  clock.advance(5);
+  await assert.rejects(call, { code: 'request.timeout', message: /no answer within 5 ms/ });
+  assert.equal(sent.length, 1);
+});
+
+test('a file that was read after its call was given up is not sent', async () => {
+  const { calls, clock, sent } = setUp();
+  let read = (_: { op: 'encode' }): void => undefined;
+  const call = calls.call(() => new Promise((resolve) => (read = resolve)), { timeoutMs: 5 });
+  clock.advance(5);
+  await assert.rejects(call);
+  read(encode);
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.deepEqual(sent, []);
+});
+
+test('an answer is somebody’s or nobody’s', () => {
+  const { calls, sent } = setUp();
+  void calls.call(encode, open);
+  const error = { code: 'request.malformed', message: 'what?' } as const;
+  assert.equal(calls.receive({ id: null, ok: false, error }), false);
+  assert.equal(calls.receive(done(77)), false);
+  assert.equal(calls.receive(done(sent[0]?.id as number)), true);
+});
+
+test('after its link is lost, a call waits for the next one', async () => {
+  const { calls, sent } = setUp();
+  calls.disconnect(lost);
+  const call = calls.call(encode, open);
+  assert.equal(calls.size, 1);
+  calls.connect(link(sent));
+  calls.flush();
+  calls.receive(done(sent[0]?.id as number));
+  await call;
+});
+
 test('calls that are failed are answered later, and that is no surprise', async () => {
   const { calls, sent } = setUp();
   const call = calls.call(encode, open);

@@ -34,7 +34,16 @@ export function startFake(
       ...options,
     },
     {
-      policy: { ...POLICY, backoffMs: [50, 50, 50, 50], graceMs: 300, ...policy },
+      // A machine that is busy with other things is no failure.
+      policy: {
+        ...POLICY,
+        handshakeMs: 90_000,
+        verifyMs: 90_000,
+        heartbeat: { intervalMs: 5000, timeoutMs: 90_000 },
+        backoffMs: [50, 50, 50, 50],
+        graceMs: 300,
+        ...policy,
+      },
       ...(clock && { clock }),
     },
   );
