@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Linear layers over 8-bit integers: a strip of the weights is laid out for the CPU, then meets one
-// row tile of tokens after another.
+// Linear layers in 8-bit integers: how tokens are quantized, how a layer is blocked, and its
+// epilogue.
 //
-// docs/kernels.md explains the scales. This file knows how the layer is blocked; microkernel-inl.h
-// knows how numbers are multiplied; neither knows ONNX Runtime.
+// docs/kernels.md explains the steps. microkernel-inl.h knows how numbers are multiplied; neither
+// file knows ONNX Runtime.
 
 #include "linear.h"
 
@@ -25,9 +25,15 @@ namespace HWY_NAMESPACE {
 
 #if VK_SERVED
 
-constexpr size_t kTokensAtOnce = 64;   // of one task that quantises
-constexpr size_t kFewestTokens = 256;  // that are worth laying a strip of weights out for
-constexpr size_t kTasksPerWorker = 8;  // so that no core waits long for the last task
+constexpr size_t kQuantizedTokens = 64;  // of one task that quantizes
+constexpr size_t kMinTokens =
+    128;  // of one task that multiplies: it brings weights into the L2 cache
+constexpr size_t kTasksPerThread = 8;  // so that no core waits long for the last task
+
+// The panels of one task that multiplies: as many as the L2 cache holds beside the rest. A row of
+// the result is visited once for all of them, since each visit may cost a page walk.
+constexpr size_t kTaskPanels = 6;
+constexpr size_t kTaskWeightBytes = 700'000;
 
 template <class Product>
 void QuantizeToken(size_t inputs, const float* numbers, const float* factors, uint8_t* to,
@@ -69,9 +75,9 @@ void QuantizeToken(size_t inputs, const float* numbers, const float* factors, ui
 template <class Product>
 void Quantize(size_t tokens, size_t inputs, const float* numbers, const float* factors,
               uint8_t* integers, TokenScale* scales, const ThreadPool& pool) {
-  pool.ParallelFor(hwy::DivCeil(tokens, kTokensAtOnce), [&](size_t task, size_t) {
-    const size_t end = std::min(tokens, (task + 1) * kTokensAtOnce);
-    for (size_t token = task * kTokensAtOnce; token < end; ++token) {
+  pool.ParallelFor(hwy::DivCeil(tokens, kQuantizedTokens), [&](size_t task, size_t) {
+    const size_t end = std::min(tokens, (task + 1) * kQuantizedTokens);
+    for (size_t token = task * kQuantizedTokens; token < end; ++token) {
       QuantizeToken<Product>(inputs, numbers + token * inputs, factors,
                              integers + token * TokenBytes(inputs), scales[token]);
     }
@@ -117,80 +123,123 @@ class Layer {
   using Lhs = typename Product::Lhs;
 
  public:
-  Layer(const LinearShape& shape, const LinearTensors& tensors, Activation activation,
-        void* scratch_memory, size_t threads)
+  Layer(const LinearShape& shape, const LinearTensors& tensors, Activation activation, void* memory,
+        size_t threads)
       : shape_(shape),
         tensors_(tensors),
         activation_(activation),
         groups_(TokenBytes(shape.inputs) / kGroup),
         vectors_(hwy::DivCeil(shape.outputs, kLanes)),
-        scratches_(Arena(scratch_memory).Allocate<uint8_t>(0)) {
-    const size_t most = hwy::DivCeil(shape.tokens, kFewestTokens);
-    const size_t wanted = hwy::DivCeil(kTasksPerWorker * threads, panels());
-    token_blocks_ = std::max<size_t>(1, std::min(most, wanted));
+        panels_(hwy::DivCeil(vectors_, kNR)) {
+    const size_t tasks = kTasksPerThread * threads;
+    const size_t most_blocks = std::max<size_t>(1, shape.tokens / kMinTokens);
+    const size_t fitting = kTaskWeightBytes / PanelBytes(1);
+    task_panels_ = std::max<size_t>(
+        1, std::min({kTaskPanels, fitting, panels_ * most_blocks / tasks, panels_}));
+    token_blocks_ = std::min(most_blocks, hwy::DivCeil(tasks, PanelGroups()));
+
+    Arena arena(memory);
+    weights_ = arena.Allocate<int8_t>(packs_first() ? PanelBytes(panels_) : 0);
+    scales_ = arena.Allocate<float>(vectors_ * kLanes);
+    sums_ = arena.Allocate<float>(vectors_ * kLanes);
+    bias_ = arena.Allocate<float>(vectors_ * kLanes);
+    scratches_ = arena.Allocate<uint8_t>(threads * Scratch::Bytes(*this));
+    scratch_bytes_ = arena.used() - reinterpret_cast<uintptr_t>(memory) + kCacheLine;
   }
 
-  size_t scratch_bytes(size_t threads) const { return threads * ScratchBytes() + kCacheLine; }
+  // What memory at the worst alignment needs.
+  size_t scratch_bytes() const { return scratch_bytes_; }
 
-  // Each panel of outputs meets each token_block of tokens.
-  size_t tasks() const { return panels() * token_blocks_; }
+  size_t PanelGroups() const { return hwy::DivCeil(panels_, task_panels_); }
+  size_t tasks() const { return PanelGroups() * token_blocks_; }
 
-  void Multiply(size_t task, size_t thread) const {
-    // Neighbouring tasks share their panel's weights, which the outer caches hold meanwhile.
-    const size_t token_block = task % token_blocks_;
-    const size_t begin = shape_.tokens * token_block / token_blocks_;
-    const size_t end = shape_.tokens * (token_block + 1) / token_blocks_;
-    const Scratch scratch(*this, thread);
-    WithPanel(vectors_, task / token_blocks_, [&](auto vectors, size_t first) HWY_ATTR {
-      PackWeights<vectors>(first * kLanes, scratch);
-      for (size_t token = begin; token < end; token += kMR) {
-        MultiplyTokens<vectors>(token, std::min(kMR, end - token), first * kLanes, scratch);
-      }
+  // Whether all weights are packed before the first task multiplies: if several tasks need the
+  // same. Else each task packs its own, which then never leave the L2 cache.
+  bool packs_first() const { return token_blocks_ > 1; }
+
+  // The weights of one group of panels, in the order in which MultiplyTile reads them. They are
+  // packed anew in each call: a second copy of all, in memory or on disk, would be as large as the
+  // model.
+  void PackWeights(size_t panel_group, int8_t* to) const {
+    ForEachPanelOf(panel_group, [&](auto vectors, size_t first) HWY_ATTR {
+      PackPanel<decltype(vectors)::value>(first, to);
+      to += PanelWeights(vectors);
     });
+  }
+  void PackWeights(size_t panel_group) const { PackWeights(panel_group, WeightsOf(panel_group)); }
+
+  // A group of panels with a block of tokens.
+  void Multiply(size_t task, size_t thread) const {
+    // Neighbouring tasks share their weights, which the outer caches hold meanwhile.
+    const size_t panel_group = task / token_blocks_, block = task % token_blocks_;
+    const size_t begin = shape_.tokens * block / token_blocks_;
+    const size_t end = shape_.tokens * (block + 1) / token_blocks_;
+    const Scratch scratch(*this, thread);
+    if (!packs_first()) PackWeights(panel_group, scratch.weights);
+    for (size_t token = begin; token < end; token += kMR) {
+      const size_t count = std::min(kMR, end - token);
+      const Lhs* const rows = Rows(token, count, scratch);
+      const int8_t* panel = packs_first() ? WeightsOf(panel_group) : scratch.weights;
+      ForEachPanelOf(panel_group, [&](auto vectors, size_t first) HWY_ATTR {
+        MultiplyTokens<decltype(vectors)::value>(rows, panel, token, count, first, scratch);
+        panel += PanelWeights(vectors);
+      });
+    }
     hwy::FlushStream();
   }
 
  private:
-  static constexpr size_t kPanel = kNR * kLanes;
+  static constexpr size_t kTileWidth = kNR * kLanes;
 
-  // The memory of one thread, for one panel at a time.
+  // The memory of one thread.
   struct Scratch {
     Scratch(const Layer& layer, size_t thread)
-        : Scratch(layer, layer.scratches_ + thread * layer.ScratchBytes()) {}
-    Scratch(const Layer& layer, uint8_t* memory) {
-      Arena arena(memory);
-      panel = arena.Allocate<int8_t>(layer.groups_ * kPanel * kGroup);
-      scales = arena.Allocate<float>(kPanel);
-      sums = arena.Allocate<float>(kPanel);
-      bias = arena.Allocate<float>(kPanel);
-      tokens = arena.Allocate<Lhs>(kMR * layer.groups_ * kGroup);
-      tile = arena.Allocate<float>(kMR * kPanel);
-      end = arena.Allocate<uint8_t>(0);
+        : Scratch(layer, layer.scratches_ + thread * Bytes(layer)) {}
+
+    static size_t Bytes(const Layer& layer) {
+      return Scratch(layer, static_cast<uint8_t*>(nullptr)).bytes;
     }
 
-    int8_t* panel;  // weights, as MultiplyTile wants them
-    float* scales;  // of each output
-    float* sums;    // of each output's weights
-    float* bias;
-    Lhs* tokens;  // the last few, filled up
-    float* tile;  // [kMR, kPanel] of the result, before the activation
-    uint8_t* end;
+    int8_t* weights;  // packed, of one task, unless they are packed first
+    Lhs* tokens;      // the last few, filled up to kMR
+    float* tile;      // [kMR, kTileWidth] of the result, before the activation
+    size_t bytes;
+
+   private:
+    Scratch(const Layer& layer, uint8_t* memory) {
+      Arena arena(memory);
+      weights =
+          arena.Allocate<int8_t>(layer.packs_first() ? 0 : layer.PanelBytes(layer.task_panels_));
+      tokens = arena.Allocate<Lhs>(kMR * layer.groups_ * kGroup);
+      tile = arena.Allocate<float>(kMR * kTileWidth);
+      bytes = arena.used() - reinterpret_cast<uintptr_t>(memory);
+    }
   };
 
-  size_t panels() const { return hwy::DivCeil(vectors_, kNR); }
-  size_t ScratchBytes() const { return reinterpret_cast<uintptr_t>(Scratch(*this, nullptr).end); }
+  size_t PanelBytes(size_t panels) const { return PanelWeights(panels * kNR); }
+  size_t PanelWeights(size_t vectors) const { return vectors * kLanes * groups_ * kGroup; }
+  int8_t* WeightsOf(size_t panel_group) const {
+    const size_t panel = panel_group * task_panels_;
+    return weights_ + PanelWeights(panel * vectors_ / panels_);
+  }
 
-  // A group holds four neighbouring inputs' weights of one output. What lies beyond the weights is
-  // 0.
+  template <class Use>
+  HWY_INLINE void ForEachPanelOf(size_t panel_group, const Use& use) const {
+    const size_t begin = panel_group * task_panels_;
+    const size_t end = std::min(panels_, begin + task_panels_);
+    for (size_t panel = begin; panel < end; ++panel) WithPanel(vectors_, panel, use);
+  }
+
+  // A panel of kVectors vectors of outputs, from vector `first` on. A group holds four neighbouring
+  // inputs' weights of one output. What lies beyond the weights is 0.
   template <size_t kVectors>
-  void PackWeights(size_t output, const Scratch& scratch) const {
+  void PackPanel(size_t first, int8_t* to) const {
     const hn::Rebind<int8_t, Ints> bytes;
     Int sums[kVectors];
     for (Int& sum : sums) sum = hn::Zero(Ints());
-    int8_t* to = scratch.panel;
     for (size_t input = 0; input < groups_ * kGroup; input += kGroup) {
       for (size_t v = 0; v < kVectors; ++v, to += kLanes * kGroup) {
-        const size_t at = output + v * kLanes;
+        const size_t at = (first + v) * kLanes;
         const auto load = [&](size_t i) HWY_ATTR {
           if (input + i >= shape_.inputs) return hn::Zero(bytes);
           const int8_t* const from = tensors_.weights + (input + i) * shape_.outputs + at;
@@ -204,54 +253,63 @@ class Layer {
     }
     const Floats floats;
     for (size_t v = 0; v < kVectors; ++v) {
-      const size_t at = output + v * kLanes;
+      const size_t at = (first + v) * kLanes;
       const size_t count = shape_.outputs - at;
       const Float scale = LoadUpTo(tensors_.weight_scales + at, count);
       const Float bias =
           tensors_.bias == nullptr ? hn::Zero(floats) : LoadUpTo(tensors_.bias + at, count);
-      hn::Store(scale, floats, scratch.scales + v * kLanes);
-      hn::Store(hn::Mul(hn::ConvertTo(floats, sums[v]), scale), floats, scratch.sums + v * kLanes);
-      hn::Store(bias, floats, scratch.bias + v * kLanes);
+      hn::Store(scale, floats, scales_ + at);
+      hn::Store(hn::Mul(hn::ConvertTo(floats, sums[v]), scale), floats, sums_ + at);
+      hn::Store(bias, floats, bias_ + at);
     }
   }
 
-  // `count` tokens, at most kMR, from `token` on.
-  template <size_t kVectors>
-  void MultiplyTokens(size_t token, size_t count, size_t output, const Scratch& scratch) const {
-    const Floats floats;
+  // kMR rows of tokens, of which `count` exist.
+  const Lhs* Rows(size_t token, size_t count, const Scratch& scratch) const {
     const size_t stride = groups_ * kGroup;
-    const Lhs* left = reinterpret_cast<const Lhs*>(tensors_.tokens) + token * stride;
-    if (count < kMR) {
-      for (size_t row = 0; row < kMR; ++row) {
-        memcpy(scratch.tokens + row * stride, left + std::min(row, count - 1) * stride, stride);
-      }
-      left = scratch.tokens;
+    const Lhs* const rows = reinterpret_cast<const Lhs*>(tensors_.tokens) + token * stride;
+    if (count == kMR) return rows;
+    for (size_t row = 0; row < kMR; ++row) {
+      memcpy(scratch.tokens + row * stride, rows + std::min(row, count - 1) * stride, stride);
     }
-    const TokenScale* const scales = tensors_.token_scales + token;
+    return scratch.tokens;
+  }
+
+  template <size_t kVectors>
+  void MultiplyTokens(const Lhs* rows, const int8_t* panel, size_t token, size_t count,
+                      size_t first, const Scratch& scratch) const {
+    const Floats floats;
+    const size_t output = first * kLanes;
+    const TokenScale* const token_scales = tensors_.token_scales + token;
+    const float* const scales = scales_ + output;
+    const float* const sums_of_weights = sums_ + output;
+    const float* const bias = bias_ + output;
+    float* const tile = scratch.tile;
     MultiplyTile<Product, kVectors>(
-        left, stride, scratch.panel, groups_, [](size_t) HWY_ATTR { return hn::Zero(Ints()); },
+        rows, groups_ * kGroup, panel, groups_, [](size_t) HWY_ATTR { return hn::Zero(Ints()); },
         [=](size_t r, const Int(&sums)[kVectors]) HWY_ATTR {
           if (r >= count) return;
+          const Float token_offset = hn::Set(floats, token_scales[r].offset);
+          const Float token_scale = hn::Set(floats, token_scales[r].scale);
           VK_UNROLL
           for (size_t v = 0; v < kVectors; ++v) {
-            const Float start = hn::MulAdd(hn::Set(floats, scales[r].offset),
-                                           hn::Load(floats, scratch.sums + v * kLanes),
-                                           hn::Load(floats, scratch.bias + v * kLanes));
-            const Float product = hn::Mul(hn::ConvertTo(floats, sums[v]),
-                                          hn::Load(floats, scratch.scales + v * kLanes));
-            const Float number = hn::MulAdd(product, hn::Set(floats, scales[r].scale), start);
-            hn::Store(number, floats, scratch.tile + r * kPanel + v * kLanes);
+            const Float start =
+                hn::MulAdd(token_offset, hn::Load(floats, sums_of_weights + v * kLanes),
+                           hn::Load(floats, bias + v * kLanes));
+            const Float product =
+                hn::Mul(hn::ConvertTo(floats, sums[v]), hn::Load(floats, scales + v * kLanes));
+            hn::Store(hn::MulAdd(product, token_scale, start), floats,
+                      tile + r * kTileWidth + v * kLanes);
           }
         });
     switch (activation_) {
       case Activation::kNone:
-        return StoreTile<kVectors>(token, count, output, scratch,
-                                   [](Float x) HWY_ATTR { return x; });
+        return StoreTile<kVectors>(token, count, output, tile, [](Float x) HWY_ATTR { return x; });
       case Activation::kGelu:
-        return StoreTile<kVectors>(token, count, output, scratch,
+        return StoreTile<kVectors>(token, count, output, tile,
                                    [](Float x) HWY_ATTR { return Gelu(x); });
       case Activation::kFastGelu:
-        return StoreTile<kVectors>(token, count, output, scratch,
+        return StoreTile<kVectors>(token, count, output, tile,
                                    [](Float x) HWY_ATTR { return FastGelu(x); });
     }
   }
@@ -259,12 +317,12 @@ class Layer {
   // Whole vectors of the result go past the caches, which could not hold it: so that nothing is
   // fetched only to be overwritten.
   template <size_t kVectors, class Function>
-  void StoreTile(size_t token, size_t count, size_t output, const Scratch& scratch,
+  void StoreTile(size_t token, size_t count, size_t output, const float* tile,
                  const Function& function) const {
     const Floats floats;
     const size_t width = std::min(kVectors * kLanes, shape_.outputs - output);
     for (size_t r = 0; r < count; ++r) {
-      const float* const from = scratch.tile + r * kPanel;
+      const float* const from = tile + r * kTileWidth;
       float* const to = tensors_.result + (token + r) * shape_.outputs + output;
       const bool aligned = reinterpret_cast<uintptr_t>(to) % (kLanes * sizeof(float)) == 0;
       for (size_t i = 0; i < width; i += kLanes) {
@@ -281,23 +339,35 @@ class Layer {
   const LinearShape shape_;
   const LinearTensors tensors_;
   const Activation activation_;
-  const size_t groups_;       // of a token
-  const size_t vectors_;      // of outputs
-  uint8_t* const scratches_;  // one per thread
-  size_t token_blocks_;       // that the tokens are cut into, for a task each
+  const size_t groups_;   // of a token
+  const size_t vectors_;  // of outputs
+  const size_t panels_;   // of outputs
+  size_t task_panels_;    // of one task
+  size_t token_blocks_;   // that the tokens are cut into, for a task each
+
+  // Parts of the scratch memory.
+  int8_t* weights_;     // packed, panel after panel, if they are packed first
+  float* scales_;       // of each output
+  float* sums_;         // of each output's weights, times its scale
+  float* bias_;         // of each output
+  uint8_t* scratches_;  // one per thread
+  size_t scratch_bytes_;
 };
 
 template <class Product>
 void Multiply(const LinearShape& shape, const LinearTensors& tensors, Activation activation,
-              void* scratch_memory, const ThreadPool& pool) {
-  const Layer<Product> layer(shape, tensors, activation, scratch_memory, pool.threads);
+              void* scratch, const ThreadPool& pool) {
+  const Layer<Product> layer(shape, tensors, activation, scratch, pool.threads);
+  if (layer.packs_first()) {
+    pool.ParallelFor(layer.PanelGroups(), [&](size_t task, size_t) { layer.PackWeights(task); });
+  }
   pool.ParallelFor(layer.tasks(),
                    [&](size_t task, size_t thread) { layer.Multiply(task, thread); });
 }
 
 template <class Product>
 size_t ScratchBytesOf(const LinearShape& shape, size_t threads) {
-  return Layer<Product>(shape, {}, Activation::kNone, nullptr, threads).scratch_bytes(threads);
+  return Layer<Product>(shape, {}, Activation::kNone, nullptr, threads).scratch_bytes();
 }
 
 #endif  // VK_SERVED
