@@ -125,6 +125,23 @@ def largest_product(threads: int) -> float:
     return 2.0 * PEAK_SIDE**3 / _best(lambda: session.run(None, {"a": a}))
 
 
+def one_node(
+    domain: str, op: str, threads: int, **attributes: float
+) -> "onnxruntime.InferenceSession":
+    """An attention op of q, k and v, [batch, tokens, heads * width], as a graph of its own."""
+    node = helper.make_node(op, ["q", "k", "v"], ["y"], domain=domain, **attributes)
+    values = [
+        helper.make_tensor_value_info(
+            name, TensorProto.FLOAT, ["batch", "tokens", f"width of {name}"]
+        )
+        for name in ("q", "k", "v", "y")
+    ]
+    graph = helper.make_graph([node], "one node", values[:3], values[3:])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(domain, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return _session(model.SerializeToString(), threads)
+
+
 def profile(graph: Path, threads: int) -> tuple[dict[str, float], float]:
     """Seconds by operator, and of a whole run (median) without the profiler's own cost."""
     feed = {"pixel_values": np.zeros((1, 3, SIDE, SIDE), np.float32)}

@@ -44,10 +44,18 @@ constexpr size_t kSampledTokens = 512;  // for means, which need not be exact
 static_assert(kBlockQueries % kStripRows == 0 && kStripRows % kMR == 0, "tiles fill their blocks");
 static_assert(kBlockKeys % kPanelKeys == 0, "panels fill their blocks");
 
-// A lambda that becomes part of the function it is used in, registers and all.
+// Calls use(0) … use(n - 1).
+#if defined(__SANITIZE_ADDRESS__)
+// In a loop, since the checks of unrolled code take GCC minutes.
+#define VK_INLINE_LAMBDA HWY_ATTR
+template <size_t n, class Use>
+void Unroll(const Use& use) {
+  for (size_t k = 0; k < n; ++k) use(k);
+}
+#else
+// Each number is a constant, and `use` becomes part of the function it is used in, registers and
+// all.
 #define VK_INLINE_LAMBDA HWY_ATTR __attribute__((always_inline))
-
-// Calls use(0) … use(n - 1), each with its number as a constant.
 template <class Use, size_t... k>
 HWY_INLINE void UnrollSequence(const Use& use, std::index_sequence<k...>) {
   (use(std::integral_constant<size_t, k>()), ...);
@@ -56,6 +64,7 @@ template <size_t n, class Use>
 HWY_INLINE void Unroll(const Use& use) {
   UnrollSequence(use, std::make_index_sequence<n>());
 }
+#endif
 
 // `Product` is the instruction, of microkernel-inl.h.
 template <class Product>
@@ -820,14 +829,14 @@ class FlashAttention {
     ClearFour(sums);
     Unroll<kSteps>([&](auto k) VK_INLINE_LAMBDA {
       MultiplyGroup(sums, rows + k * kGroup, kBlockKeys, four + k * 4 * kLanes * kGroup);
-      if constexpr (k >= kSteps / 2 && layout != Layout::kFour) {
-        constexpr size_t kPair = k - kSteps / 2;
-        if constexpr (kPair == 0) ClearFifth(sums);
+      if (layout != Layout::kFour && k >= kSteps / 2) {
+        const size_t pair = k - kSteps / 2;
+        if (pair == 0) ClearFifth(sums);
         if constexpr (layout == Layout::kFourAndHalf) {
-          AddFifth<int64_t>(sums, rows, kPair, fifth);
+          AddFifth<int64_t>(sums, rows, pair, fifth);
         } else {
-          AddFifth<int32_t>(sums, rows, 2 * kPair, fifth);
-          AddFifth<int32_t>(sums, rows, 2 * kPair + 1, fifth);
+          AddFifth<int32_t>(sums, rows, 2 * pair, fifth);
+          AddFifth<int32_t>(sums, rows, 2 * pair + 1, fifth);
         }
       }
       between(k);

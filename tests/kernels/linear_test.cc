@@ -140,11 +140,13 @@ const Case kCases[] = {
      }},
 };
 
-// Tokens and outputs: handfuls of 6 and panels of 64 met exactly, and missed by one on both sides.
+// Tokens and outputs: tiles of 6 rows and panels of 64 columns met exactly, and missed by one on
+// both sides. The last two have several panels a task, and one of them several blocks of tokens
+// too.
 const LinearShape kShapes[] = {
     {1, 1, 1},    {1, 4, 16},     {2, 3, 5},     {5, 7, 17},    {6, 64, 64},
     {7, 65, 63},  {12, 72, 65},   {13, 130, 66}, {257, 96, 96}, {600, 33, 80},
-    {300, 96, 6}, {24, 4304, 40}, {6, 5000, 3},
+    {300, 96, 6}, {24, 4304, 40}, {6, 5000, 3},  {9, 5, 1100},  {520, 5, 530},
 };
 
 const struct {
