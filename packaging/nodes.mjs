@@ -13,6 +13,9 @@ const { platform, arch } = process;
 const name = `node-${platform === 'win32' ? 'win' : platform}-${arch}`;
 
 execFileSync(process.execPath, ['scripts/test.mjs', 'none'], { cwd: bridge, stdio: 'inherit' }); // compiles them
+execFileSync(process.execPath, ['-e', `require('./.test/test/real.js').tinyModel()`], {
+  cwd: bridge,
+});
 const tests = readdirSync(path.join(bridge, '.test', 'test')).filter((file) =>
   file.endsWith('.test.js'),
 );

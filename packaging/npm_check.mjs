@@ -63,7 +63,7 @@ function install() {
 function encodes() {
   const code = `import('electron-vision-sidecar').then(async ({ VisionSidecar }) => {
     const s = await VisionSidecar.start();
-    console.log((await s.encode({ path: 'ecg.png' })).attentionScores.shape.join());
+    console.log((await s.encode('ecg.png')).attentionScores.shape.join());
     await s.close();
   })`;
   const said = execFileSync(process.execPath, ['-e', code], {
