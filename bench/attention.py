@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -41,15 +42,14 @@ def engines(tokens: int, threads: int) -> dict[str, Call]:
         print(f"ours is left out: {error}")
     for name, (domain, op) in ops.items():
         session = one_node(domain, op, threads, num_heads=HEADS, scale=WIDTH**-0.5)
-        found[name] = lambda session=session: session.run(None, arrays)
+        found[name] = partial(session.run, None, arrays)
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
-        tensors = [
+        q, k, v = (
             torch.from_numpy(array).view(1, tokens, HEADS, WIDTH).transpose(1, 2).to(dtype)
             for array in arrays.values()
-        ]
-        found[f"PyTorch, {name}"] = lambda tensors=tensors: (
-            torch.nn.functional.scaled_dot_product_attention(*tensors)
         )
+        attention = torch.nn.functional.scaled_dot_product_attention
+        found[f"PyTorch, {name}"] = partial(attention, q, k, v)
     return found
 
 

@@ -126,7 +126,7 @@ def largest_product(threads: int) -> float:
 
 
 def one_node(
-    domain: str, op: str, threads: int, **attributes: float
+    domain: str, op: str, threads: int, **attributes: Any
 ) -> "onnxruntime.InferenceSession":
     """An attention op of q, k and v, [batch, tokens, heads * width], as a graph of its own."""
     node = helper.make_node(op, ["q", "k", "v"], ["y"], domain=domain, **attributes)
