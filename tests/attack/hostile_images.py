@@ -211,7 +211,7 @@ MAKERS: dict[str, Maker] = {
     "PNG, one column of 1 bit": partial(png, depth=1, colour=0, width=1),
     "PNG, one column, interlaced": partial(png, width=1, interlaced=True),
     "PNG, two columns, Paeth": partial(png, width=2, filter=4),
-    "PNG, one row": partial(png, width=MAX_PIXELS),
+    "PNG, one row": lambda scale: png(scale, width=int(MAX_PIXELS * scale)),
     "PNG, RGB": png,
     "PNG, RGB, Paeth": partial(png, filter=4),
     "PNG, RGBA of 16 bits": partial(png, depth=16, colour=6),
