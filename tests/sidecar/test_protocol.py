@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from sidecar import protocol
 from sidecar.errors import Busy
 from sidecar.job import OUTPUTS, HeatmapOptions
-from sidecar.protocol import Done, Encode, Failed, Hello, Request, Unreadable
+from sidecar.protocol import CollectionInfo, Done, Encode, Failed, Hello, Request, Unreadable
 from tests import fuzz
 from tests.client import ROOT, message
 from tests.sidecar import messages
@@ -143,6 +144,13 @@ IMAGE = {"name": "image", "datatype": "UINT8", "shape": [1]}
 
 def encode(**params: Any) -> bytes:
     return pack(op="encode", inputs=[IMAGE], params=params)
+
+
+HERE = str(Path("cases").resolve())
+
+
+def info(**params: Any) -> bytes:
+    return pack(op="collection.info", params=params)
 
 
 WRONG: dict[str, tuple[list[bytes], int | None, str]] = {
@@ -283,6 +291,20 @@ WRONG: dict[str, tuple[list[bytes], int | None, str]] = {
         5,
         "request.malformed",
     ),
+    "a collection without a path": ([info()], 5, "request.malformed"),
+    "a collection whose path is empty": ([info(collection="")], 5, "request.malformed"),
+    "a collection whose path is a number": ([info(collection=7)], 5, "request.malformed"),
+    "a collection whose path has a zero byte": (
+        [info(collection="/a\0b")],
+        5,
+        "request.malformed",
+    ),
+    "a collection by a relative path": ([info(collection="a.cases")], 5, "request.malformed"),
+    "a flag of a collection that is a number": (
+        [info(collection=HERE, read_only=1)],
+        5,
+        "request.malformed",
+    ),
     "an op that is a number": ([pack(op=7)], 5, "request.unsupported"),
     "an op that is a page long": ([pack(op="x" * 9000)], 5, "request.unsupported"),
     "no target": ([pack(op="cancel")], 5, "request.malformed"),
@@ -321,6 +343,13 @@ def test_every_parameter_reaches_the_job() -> None:
     assert request.job.resolution == (448, 224)
     assert request.job.outputs == ("heatmap_png", "pooled_embedding")  # once each
     assert request.job.heatmap == HeatmapOptions("grey", alpha=1, threshold=0, invert=True)
+
+
+@pytest.mark.parametrize("flag", [None, False, True])
+def test_a_flag_is_read_as_it_stands_and_false_without_it(flag: bool | None) -> None:
+    request = protocol.decode([info(collection=HERE, read_only=flag)])
+    assert isinstance(request, CollectionInfo)
+    assert (request.collection, request.read_only) == (Path(HERE), flag is True)
 
 
 def test_without_parameters_a_job_has_the_defaults() -> None:
