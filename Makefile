@@ -10,7 +10,7 @@ DEMO := .work/demo-model
 TINY := .work/tiny-model
 CPP = $$(git ls-files '*.cc')
 
-.PHONY: install kernels demo test check freeze bench profile soak fuzz attack mutate lock
+.PHONY: install kernels demo test check freeze bench bench-retrieval profile soak fuzz attack mutate lock
 .PHONY: wheel npm packed bundlers nodes docs clean
 
 install: .venv/.installed $(BRIDGE) kernels
@@ -74,6 +74,11 @@ freeze: kernels
 bench: install
 	$(PY) -m pip install --quiet nncf==3.4.0 openvino==2026.4.1
 	$(PY) -m bench $(BENCH)
+
+bench-retrieval: install
+	$(PY) -m pip install --quiet apsw lancedb qdrant-edge-py sqlite-vec usearch
+	$(PY) -m bench.retrieval $(DEMO) $(BENCH)
+	$(PY) -m pytest tests/test_move_collection.py
 
 profile: install
 	$(PY) -m bench.profile

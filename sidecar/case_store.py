@@ -112,6 +112,7 @@ class CaseStore:
 
         `create` says what a collection that does not exist yet shall belong to.
         """
+        path = path.absolute()
         try:
             size = _size(path)
         except FileNotFoundError:
@@ -171,6 +172,10 @@ class CaseStore:
                 mode = self._db.execute("pragma journal_mode").fetchone()[0]
                 if mode == "wal":
                     self._db.execute("pragma journal_mode=delete")
+                # A kill in the change of modes can leave a journal whose header is zeros: SQLite
+                # neither needs nor removes it. While we hold the lock nobody else's can be there.
+                with contextlib.suppress(OSError):
+                    Path(f"{self.path}-journal").unlink(missing_ok=True)
         self._db.close()
 
     # Reading
@@ -548,10 +553,7 @@ def _check_file(path: Path, size: int) -> bool:
             f"the collection has format {version}; this sidecar reads format {SCHEMA_VERSION}. "
             "Use the version of the app that wrote it, or a newer one."
         )
-    beside = any(
-        extra.exists() and extra.stat().st_size > 0
-        for extra in (Path(f"{path}-wal"), Path(f"{path}-journal"))
-    )
+    beside = any(_begins(Path(f"{path}{end}")) for end in ("-wal", "-journal"))
     (page,) = struct.unpack_from(">H", header, 16)
     (pages,) = struct.unpack_from(">I", header, 28)
     expected = pages * (65536 if page == 1 else page)
@@ -560,6 +562,15 @@ def _check_file(path: Path, size: int) -> bool:
             f"the collection is cut short: expected {expected} bytes, found {size}. {_DAMAGED}"
         )
     return beside or header[18:20] == b"\2\2"
+
+
+def _begins(path: Path) -> bool:
+    """Whether there is a journal with anything to put in order: one that begins with 0 is spent."""
+    try:
+        with path.open("rb") as file:
+            return file.read(1) not in (b"", b"\0")
+    except OSError:
+        return False
 
 
 def _uri(path: Path) -> str:

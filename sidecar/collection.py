@@ -7,7 +7,7 @@ a search over 100,000 takes a fraction of what encoding the query does.
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -46,20 +46,28 @@ class Match:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Vectors:
-    """Of one image: pooled [dims] and tokens [256, dims]."""
+    """Of one image: pooled [dims] and regions [16, dims]."""
 
     pooled: Floats
-    tokens: Floats
+    regions: Floats
+
+    @classmethod
+    def of(cls, pooled: Floats, tokens: Floats) -> Self:
+        """From pooled [dims] and tokens [256, dims]. Raises TensorShape."""
+        if tokens.shape != (places.GRID**2, *pooled.shape):
+            raise TensorShape(
+                f"expected {places.GRID**2} projected embeddings, as long as the pooled one."
+            )
+        return cls(pooled, places.regions(tokens))
 
     def check(self, dims: int) -> None:
         """Raises TensorShape, TensorNotFinite."""
-        if self.pooled.shape != (dims,) or self.tokens.shape != (places.GRID**2, dims):
+        if self.pooled.shape != (dims,) or self.regions.shape != (REGIONS, dims):
             raise TensorShape(
-                f"expected the embeddings of one image: pooled [1, {dims}] and projected "
-                f"[1, {places.GRID**2}, {dims}]."
+                f"expected embeddings of length {dims}; those of length {len(self.pooled)} came."
             )
         # NaN fails too.
-        if not (np.abs(self.pooled).max() < LARGEST and np.abs(self.tokens).max() < LARGEST):
+        if not (np.abs(self.pooled).max() < LARGEST and np.abs(self.regions).max() < LARGEST):
             raise TensorNotFinite(
                 f"the embeddings hold NaN, infinity or numbers beyond {LARGEST:g}."
             )
@@ -135,7 +143,7 @@ class Collection:
             whitening = self._fitted_whitening()
             norm = 0.0 if whitening is None else float(whitening.norms(vector[None])[0])
             self.store.put(Case(slot, id, text), float(scale), norm, codes)
-            self._put_regions(slot, places.regions(vectors.tokens))
+            self._put_regions(slot, vectors.regions)
             refitted = self._refit()
         if refitted:
             self._forget()
@@ -237,6 +245,26 @@ class Collection:
             for case, i, found in zip(cases, order, pairs, strict=True)
         ]
 
+    def whitening(self) -> Whitening:
+        """What a search compares with: as fitted, or below 32 cases the mean of those there are."""
+        fitted = self._fitted_whitening()
+        if fitted is not None:
+            return fitted
+        _, scales, codes = self._all_vectors()
+        return Whitening.centring(scales[:, None] * codes)
+
+    def whitened(self) -> Iterator[tuple[Case, Floats]]:
+        """Each case with its vector [dims], whitened and of unit length: the cosine of two is
+        their similarity, whatever computes it.
+        """
+        whitening = self.whitening()
+        for first, records in self.store.blocks():
+            for place in np.flatnonzero(records["scale"]):
+                vector = records["scale"][place] * records["codes"][place].astype(np.float32)
+                white = whitening.apply(vector[None])[0]
+                case = self.store.case(first + int(place))
+                yield case, white / np.float32(max(float(np.linalg.norm(white)), TINY))
+
     def _similarities(
         self, query: Floats, allowed: NDArray[np.intp] | None
     ) -> tuple[NDArray[np.intp], Floats]:
@@ -288,9 +316,8 @@ class Collection:
     def _pairs(self, vectors: Vectors, slots: Sequence[int]) -> list[tuple[Pair, ...]]:
         if self.store.count < LEAST_CASES:
             return [() for _ in slots]
-        query = places.regions(vectors.tokens)
         basis, positions, of = self._place_space()
-        ours = basis.apply(query)
+        ours = basis.apply(vectors.regions)
         # One more than are needed: the match itself is not one of the others.
         others = {int(slot): of(int(slot)) for slot in places.spread(self.store.slots, BACKGROUND)}
         found = []

@@ -130,7 +130,7 @@ def _vectors(request: CollectionAdd | CollectionSearch, encoding: Encoding | Non
             "expected the embeddings of one image: pooled_embedding [1, text_hidden] and "
             "projected_embeddings [1, 256, text_hidden]."
         )
-    return Vectors(pooled[0], projected[0])
+    return Vectors.of(pooled[0], projected[0])
 
 
 def _pair(pair: Pair) -> dict[str, Any]:

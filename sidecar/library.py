@@ -259,7 +259,7 @@ def duration(seconds: float) -> str:
 def _vectors(loaded: Encoder, data: bytes, resolution: tuple[int, int]) -> Vectors:
     arrays = loaded.encode(Job(ImageFile(data), resolution, CASE_OUTPUTS)).arrays
     pooled, projected = (np.asarray(arrays[name], np.float32)[0] for name in CASE_OUTPUTS)
-    return Vectors(pooled, projected)
+    return Vectors.of(pooled, projected)
 
 
 def _json(matches: list[Match]) -> str:

@@ -30,7 +30,7 @@ def vectors(id: str) -> Vectors:
     """Always the same for the same id."""
     draws = np.random.default_rng(list(id.encode()))
     tokens = draws.normal(size=(256, DIMS)).astype(np.float32)
-    return Vectors(tokens.mean(0), tokens)
+    return Vectors.of(tokens.mean(0), tokens)
 
 
 def change_for_ever(path: Path, seed: int) -> None:
@@ -94,7 +94,8 @@ def _check(path: Path, sure: set[str], open_change: str) -> set[str]:
     if cases:
         collection.search(vectors(cases[0].id), k=len(cases), regions=True)  # reads everything
     collection.close()
-    assert not [name for name in path.parent.iterdir() if name != path], "a file is left beside it"
+    beside = [name.name for name in path.parent.iterdir() if name != path]
+    assert not beside, f"{beside} is left beside it"
     return ids
 
 
@@ -102,8 +103,10 @@ def run(count: int, folder: Path, seed: int = 0) -> int:
     """Kill `count` times; the number of cases at the end. Raises AssertionError."""
     draws = random.Random(seed)
     expected: set[str] = set()
-    for _ in range(count):
+    for number in range(1, count + 1):
         expected = kill_once(folder / "cases", expected, draws)
+        if number % 50 == 0:
+            print(f"{number} kills, {len(expected)} cases", file=sys.stderr, flush=True)
     return len(expected)
 
 

@@ -29,21 +29,25 @@ MEAN = np.random.default_rng(2).normal(size=DIMS).astype(np.float32) * 5
 
 def vectors(seed: int) -> Vectors:
     """In a narrow cone, with one direction that hides the others, as an encoder's are."""
+    return pooled(tokens(seed))
+
+
+def tokens(seed: int) -> Any:
     draws = np.random.default_rng(seed)
     own = draws.normal(size=DIMS)
-    tokens = MEAN + STRONG * draws.normal() + own + draws.normal(size=(256, DIMS))
-    return pooled(tokens)
+    return MEAN + STRONG * draws.normal() + own + draws.normal(size=(256, DIMS))
 
 
-def noisy(of: Vectors, seed: int) -> Vectors:
-    """Another view of it: the strong direction says nothing."""
+def noisy(seed: int) -> Vectors:
+    """Another view of the same: the strong direction says nothing."""
     draws = np.random.default_rng([3, seed])
-    return pooled(of.tokens + STRONG * draws.normal() + draws.normal(size=(256, DIMS)) * 0.5)
+    noise = draws.normal(size=(256, DIMS)) * 0.5
+    return pooled(tokens(seed) + STRONG * draws.normal() + noise)
 
 
 def pooled(tokens: Any) -> Vectors:
     exact: Floats = np.asarray(tokens, np.float32)
-    return Vectors(exact.mean(0, dtype=np.float32), exact)
+    return Vectors.of(exact.mean(0, dtype=np.float32), exact)
 
 
 @pytest.fixture
@@ -76,7 +80,7 @@ def test_whitening_finds_what_the_plain_cosine_does_not(collection: Collection) 
     unit = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
     plain = ours = 0
     for number in range(0, 256, 8):
-        query = noisy(vectors(number), number)
+        query = noisy(number)
         plain += int(np.argmax(unit @ query.pooled)) == number
         ours += collection.search(query, k=1)[0].id == f"case {number}"
     assert ours >= 30 > 16 > plain  # of 32
@@ -152,7 +156,7 @@ def test_where_keeps_cases_with_equal_metadata(collection: Collection) -> None:
 def test_the_same_case_again_is_a_success(collection: Collection) -> None:
     assert collection.add("case", vectors(1), {"a": 1})
     assert not collection.add("case", vectors(1), {"a": 1})
-    close = Vectors(vectors(1).pooled * np.float32(1 + 1e-5), vectors(1).tokens)
+    close = Vectors(vectors(1).pooled * np.float32(1 + 1e-5), vectors(1).regions)
     assert not collection.add("case", close, {"a": 1})
     assert collection.count == 1
 
@@ -246,13 +250,13 @@ def test_vectors_that_are_none_are_refused(
     collection: Collection, pooled: Floats, tokens: Floats, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        collection.add("case", Vectors(pooled, tokens), {})
+        collection.add("case", Vectors.of(pooled, tokens), {})
     with pytest.raises(error):
-        collection.search(Vectors(pooled, tokens))
+        collection.search(Vectors.of(pooled, tokens))
 
 
 def test_vectors_of_zeros_and_of_equal_images_are_taken(collection: Collection) -> None:
-    zeros = Vectors(np.zeros(DIMS, np.float32), np.zeros((256, DIMS), np.float32))
+    zeros = Vectors.of(np.zeros(DIMS, np.float32), np.zeros((256, DIMS), np.float32))
     with collection.store.writing():
         for number in range(70):
             collection.add(f"case {number}", zeros, {})

@@ -32,7 +32,7 @@ ABOUT = About("a" * 64, "projector", (448, 448), DIMS)
 
 def vectors(seed: int, dims: int = DIMS) -> Vectors:
     tokens = np.random.default_rng(seed).normal(size=(256, dims)).astype(np.float32)
-    return Vectors(tokens.mean(0), tokens)
+    return Vectors.of(tokens.mean(0), tokens)
 
 
 def fill(path: Path, count: int = 5, about: About = ABOUT) -> Path:

@@ -1,0 +1,286 @@
+"""Collections, measured: what whitening gains, what 8 bits keep, where places lie, and the peers.
+
+    python -m bench.retrieval MODEL [--sizes 1000 10000 100000] [--engines ours …] [--skip-quality]
+
+Draws and crops over a thousand images (bench.retrieval_images), encodes them once with MODEL, and
+prints two tables; all figures go to out/retrieval.json. `make bench-retrieval` installs the peers.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench import machine, retrieval_engines
+from bench.retrieval_engines import ENGINES, whiten
+from bench.retrieval_vectors import Set, load
+from sidecar.case_store import About
+from sidecar.collection import Collection, Vectors
+from sidecar.quantised import Floats
+from sidecar.whitening import FIT_AT, Whitening
+
+OUT = Path("out/retrieval.json")
+PEERS = ("sqlite-vec", "apsw", "usearch", "lancedb", "qdrant-edge-py")
+UNRELATED = 2000  # pairs of photographs
+
+
+def quality(found: Set) -> dict[str, dict[str, float]]:
+    """hit@1, recall@10 and mAP of each way to compare, for photographs and ECG pages."""
+    pooled = found.pooled
+    sources = np.array([view.source for view in found.views])
+    draws = np.random.default_rng(0)
+    named = np.unique(sources)
+    half = np.isin(sources, draws.choice(named, len(named) // 2, replace=False))
+    rows = {
+        "cosine": scores(found, pooled, all_of(found)),
+        "less the mean": scores(found, pooled - pooled.mean(0), all_of(found)),
+        "shrunk whitening": scores(found, whitener(pooled, draws).apply(pooled), all_of(found)),
+        "held out: cosine": scores(found, pooled, ~half),
+        "held out: shrunk whitening": scores(
+            found, whitener(pooled[half], draws).apply(pooled), ~half
+        ),
+    }
+    for size in FIT_AT[:-1]:
+        few = whitener(pooled, draws, size).apply(pooled)
+        rows[f"whitening fitted on {size}"] = scores(found, few, all_of(found))
+    return rows
+
+
+def all_of(found: Set) -> NDArray[np.bool_]:
+    return np.ones(len(found.views), bool)
+
+
+def whitener(pooled: Floats, draws: np.random.Generator, size: int = FIT_AT[-1]) -> Whitening:
+    return Whitening.fit(pooled[draws.permutation(len(pooled))[:size]])
+
+
+def scores(found: Set, vectors: Floats, asked: NDArray[np.bool_]) -> dict[str, float]:
+    """Among the images `asked`, each is a query for the others of its group."""
+    chosen = np.flatnonzero(asked)
+    groups = np.array([found.views[i].group for i in chosen])
+    kinds = np.array([found.views[i].kind for i in chosen])
+    unit = vectors[chosen] / np.linalg.norm(vectors[chosen], axis=1, keepdims=True)
+    similarities = unit @ unit.T
+    np.fill_diagonal(similarities, -np.inf)
+    order = np.argsort(-similarities, axis=1, kind="stable")[:, :-1]
+    right = groups[order] == groups[:, None]
+    ranks = np.arange(1, right.shape[1] + 1)
+    precision = np.where(right, np.cumsum(right, axis=1) / ranks, 0).sum(1) / right.sum(1)
+    row = {}
+    for kind in ("photo", "ecg"):
+        of = kinds == kind
+        row[f"{kind} hit@1"] = float(right[of, 0].mean())
+        row[f"{kind} recall@10"] = float((right[of, :10].sum(1) / right[of].sum(1)).mean())
+        row[f"{kind} mAP"] = float(precision[of].mean())
+    return row
+
+
+def stored(found: Set, folder: Path) -> dict[str, Any]:
+    """A collection of all views: what it keeps of the exact order, and where places lie."""
+    about = About("0" * 64, "projector", (448, 448), found.pooled.shape[1])
+    collection = Collection.open(folder / "cases", about, create=True)
+    order = np.random.default_rng(1).permutation(len(found.views))
+    with collection.store.writing():
+        for i in order:
+            collection.add(found.views[i].name, of(found, int(i)), {})
+    names = [found.views[i].name for i in order]
+    exact = whiten(found.pooled[order])
+    kept: dict[str, list[float]] = {"photo": [], "ecg": []}
+    for place, i in enumerate(order):
+        matches = collection.search(of(found, int(i)), k=11)
+        ours = [match.id for match in matches if match.id != names[place]][:10]
+        similarities = exact @ exact[place]
+        similarities[place] = -np.inf
+        best = {names[j] for j in np.argsort(-similarities, kind="stable")[:10]}
+        kept[found.views[i].kind].append(len(best & set(ours)) / 10)
+    row = {f"overlap, {kind}": float(np.mean(values)) for kind, values in kept.items()}
+    row["overlap"] = float(np.mean([*kept["photo"], *kept["ecg"]]))
+    row["fitted on"] = collection.info()["fitted"]
+    row |= places_of_crops(found, collection) | places_of_strangers(found, collection)
+    collection.close()
+    return row
+
+
+def of(found: Set, i: int) -> Vectors:
+    return Vectors(found.pooled[i], found.regions[i].astype(np.float32))
+
+
+def places_of_crops(found: Set, collection: Collection) -> dict[str, float]:
+    """Each crop of a photograph against the view that it was cut from."""
+    shown = inside = mostly = pairs = crops = 0
+    for i, view in enumerate(found.views):
+        if view.box is None or view.kind != "photo":
+            continue
+        crops += 1
+        where = collection.store.find(f"{view.group}-plain")
+        assert where is not None
+        (regions,) = collection._pairs(of(found, i), [where.slot])
+        centres = [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in map(_match, regions)]
+        # Half a region of grace: a region at the edge of the cut lies in it in part.
+        within = [
+            view.box[0] - 0.125 <= y <= view.box[2] + 0.125
+            and view.box[1] - 0.125 <= x <= view.box[3] + 0.125
+            for y, x in centres
+        ]
+        pairs += len(within)
+        if within:
+            shown += 1
+            inside += all(within)
+            mostly += sum(within) > len(within) / 2
+    return {
+        "crops": crops,
+        "crops with places": shown / crops,
+        "of those, all places in the cut": inside / max(shown, 1),
+        "of those, most places in the cut": mostly / max(shown, 1),
+        "places a crop": pairs / crops,
+    }
+
+
+def _match(pair: Any) -> tuple[float, float, float, float]:
+    box: tuple[float, float, float, float] = pair.match
+    return box
+
+
+def places_of_strangers(found: Set, collection: Collection) -> dict[str, float]:
+    """Photographs against views of other photographs."""
+    draws = np.random.default_rng(2)
+    photos = [i for i, view in enumerate(found.views) if view.kind == "photo"]
+    without = tried = 0
+    while tried < UNRELATED:
+        i, j = (int(n) for n in draws.choice(photos, 2, replace=False))
+        one, two = found.views[i], found.views[j]
+        if one.source.split("_")[0] == two.source.split("_")[0]:  # motorcycle_left, _right
+            continue
+        where = collection.store.find(two.name)
+        assert where is not None
+        without += not collection._pairs(of(found, i), [where.slot])[0]
+        tried += 1
+    return {"unrelated photographs without places": without / tried}
+
+
+def costs(
+    found: Set, sizes: Sequence[int], names: Sequence[str], work: Path
+) -> list[dict[str, Any]]:
+    """Each engine at each size, one after another, each in processes of its own."""
+    rows = []
+    np.save(work / "regions.npy", found.regions)
+    for size in sizes:
+        raw = more_vectors(found.pooled, size)
+        whitened = whiten(raw)
+        np.save(work / "raw.npy", raw)
+        np.save(work / "whitened.npy", whitened)
+        asked, white, nearest = retrieval_engines.queries(raw, whitened)
+        np.savez(work / "queries.npz", raw=asked, whitened=white, nearest=nearest)
+        del raw, whitened
+        for name in names:
+            row: dict[str, Any] = {"engine": name, "cases": size}
+            for step in ("build", "search"):
+                words = [sys.executable, "-m", "bench.retrieval_engines", step, name]
+                words += [str(work), str(work / "engine")]
+                done = subprocess.run(words, check=False, capture_output=True, text=True)
+                if done.returncode:
+                    row["failed"] = done.stderr.strip().splitlines()[-1]
+                    break
+                row |= json.loads(done.stdout.splitlines()[-1])
+            rows.append(row)
+            print(json.dumps(row), file=sys.stderr, flush=True)
+            shutil.rmtree(work / "engine", ignore_errors=True)
+    return rows
+
+
+def more_vectors(pooled: Floats, count: int) -> Floats:
+    """As many as wanted, each between two real ones: for time, bytes and memory."""
+    draws = np.random.default_rng(3)
+    made = np.empty((count, pooled.shape[1]), np.float32)
+    for first in range(0, count, 4096):
+        part = made[first : first + 4096]
+        one, two = (draws.integers(0, len(pooled), len(part)) for _ in range(2))
+        share = draws.random((len(part), 1), np.float32)
+        part[:] = pooled[one] * share + pooled[two] * (1 - share)
+    return made
+
+
+def tables(figures: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = []
+    if "quality" in figures:
+        heads = list(next(iter(figures["quality"].values())))
+        lines += [f"| | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+        for name, row in figures["quality"].items():
+            cells = " | ".join(f"{row[head]:.3f}" for head in heads)
+            lines.append(f"| {name} | {cells} |")
+        lines += ["", "| as stored | |", "|---|---:|"]
+        lines += [f"| {name} | {value:.4g} |" for name, value in figures["stored"].items()]
+        lines.append("")
+    columns = [
+        "engine",
+        "cases",
+        "search ms",
+        "least",
+        "CPU ms",
+        "first ms",
+        "MB",
+        "bytes a case",
+        "overlap",
+    ]
+    lines += [f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
+    for row in figures["costs"]:
+        if "failed" in row:
+            lines.append(f"| {row['engine']} | {row['cases']} | {row['failed']} |")
+            continue
+        values = [f"{row['cases']:,}", f"{row['search_ms']:.1f}", f"{row['search_ms_least']:.1f}"]
+        values.append(f"{row['cpu_ms']:.1f}")
+        values += [f"{row['open_ms'] + row['first_ms']:.0f}", f"{row['memory_mb']:.0f}"]
+        values += [f"{row['bytes_a_case']:,.0f}", f"{row['overlap']:.3f}"]
+        lines.append(f"| {row['engine']} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def peer_versions() -> dict[str, str]:
+    found = {}
+    for name in PEERS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> int:
+    """Measure, write the figures, print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m bench.retrieval", description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--resolution", type=int, default=448)
+    parser.add_argument("--sizes", type=int, nargs="*", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--engines", nargs="*", choices=list(ENGINES), default=list(ENGINES))
+    parser.add_argument("--skip-quality", action="store_true")
+    options = parser.parse_args()
+    found = load(options.model, options.resolution)
+    neighbours = machine.Neighbours()
+    figures: dict[str, Any] = {"machine": machine.describe(1), "peers": peer_versions()}
+    with tempfile.TemporaryDirectory(dir=".work") as work:
+        if not options.skip_quality:
+            figures["quality"] = quality(found)
+            figures["stored"] = stored(found, Path(work))
+        figures["costs"] = costs(found, options.sizes, options.engines, Path(work))
+    figures["others_share"] = neighbours.share()
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(json.dumps(figures, indent=1) + "\n")
+    print(tables(figures))
+    print(f"\n{len(found.views)} images; {json.dumps(figures['machine'])}")
+    share = figures["others_share"] or 0
+    print(f"{json.dumps(figures['peers'])}; others used {share:.0%} of the cores")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
