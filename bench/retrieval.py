@@ -1,6 +1,6 @@
 """Collections, measured: what whitening gains, what 8 bits keep, where places lie, and the peers.
 
-    python -m bench.retrieval MODEL [--sizes 1000 10000 100000] [--engines ours …] [--skip-quality]
+    python -m bench.retrieval MODEL [--sizes 1000 10000 100000] [--engines ours …] [--resume]
 
 Draws and crops over a thousand images (bench.retrieval_images), encodes them once with MODEL, and
 prints two tables; all figures go to out/retrieval.json. `make bench-retrieval` installs the peers.
@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -167,34 +166,30 @@ def places_of_strangers(found: Set, collection: Collection) -> dict[str, float]:
     return {"unrelated photographs without places": without / tried}
 
 
-def costs(
-    found: Set, sizes: Sequence[int], names: Sequence[str], work: Path
-) -> list[dict[str, Any]]:
-    """Each engine at each size, one after another, each in processes of its own."""
-    rows = []
-    np.save(work / "regions.npy", found.regions)
-    for size in sizes:
+def cost(name: str, found: Set, size: int, work: Path) -> dict[str, Any]:
+    """One engine at one size, in processes of its own."""
+    if not (work / f"{size}.npz").exists():
         raw = more_vectors(found.pooled, size)
         whitened = whiten(raw)
+        asked, white, nearest = retrieval_engines.queries(raw, whitened)
+        np.save(work / "regions.npy", found.regions)
         np.save(work / "raw.npy", raw)
         np.save(work / "whitened.npy", whitened)
-        asked, white, nearest = retrieval_engines.queries(raw, whitened)
         np.savez(work / "queries.npz", raw=asked, whitened=white, nearest=nearest)
-        del raw, whitened
-        for name in names:
-            row: dict[str, Any] = {"engine": name, "cases": size}
-            for step in ("build", "search"):
-                words = [sys.executable, "-m", "bench.retrieval_engines", step, name]
-                words += [str(work), str(work / "engine")]
-                done = subprocess.run(words, check=False, capture_output=True, text=True)
-                if done.returncode:
-                    row["failed"] = done.stderr.strip().splitlines()[-1]
-                    break
-                row |= json.loads(done.stdout.splitlines()[-1])
-            rows.append(row)
-            print(json.dumps(row), file=sys.stderr, flush=True)
-            shutil.rmtree(work / "engine", ignore_errors=True)
-    return rows
+        for other in work.glob("*0.npz"):
+            other.unlink()
+        (work / f"{size}.npz").touch()
+    row: dict[str, Any] = {"engine": name, "cases": size}
+    for step in ("build", "search"):
+        words = [sys.executable, "-m", "bench.retrieval_engines", step, name]
+        words += [str(work), str(work / "engine")]
+        done = subprocess.run(words, check=False, capture_output=True, text=True)
+        if done.returncode:
+            row["failed"] = done.stderr.strip().splitlines()[-1]
+            break
+        row |= json.loads(done.stdout.splitlines()[-1])
+    shutil.rmtree(work / "engine", ignore_errors=True)
+    return row
 
 
 def more_vectors(pooled: Floats, count: int) -> Floats:
@@ -242,6 +237,9 @@ def tables(figures: dict[str, Any]) -> str:
         values += [f"{row['open_ms'] + row['first_ms']:.0f}", f"{row['memory_mb']:.0f}"]
         values += [f"{row['bytes_a_case']:,.0f}", f"{row['overlap']:.3f}"]
         lines.append(f"| {row['engine']} | {' | '.join(values)} |")
+    share = figures.get("others_share") or 0
+    lines += ["", f"{figures['images']} images; {json.dumps(figures['machine'])}"]
+    lines.append(f"{json.dumps(figures['peers'])}; others used {share:.0%} of the cores")
     return "\n".join(lines)
 
 
@@ -262,24 +260,38 @@ def main() -> int:
     parser.add_argument("--resolution", type=int, default=448)
     parser.add_argument("--sizes", type=int, nargs="*", default=[1_000, 10_000, 100_000])
     parser.add_argument("--engines", nargs="*", choices=list(ENGINES), default=list(ENGINES))
-    parser.add_argument("--skip-quality", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="keep the figures that are there")
     options = parser.parse_args()
     found = load(options.model, options.resolution)
     neighbours = machine.Neighbours()
-    figures: dict[str, Any] = {"machine": machine.describe(1), "peers": peer_versions()}
-    with tempfile.TemporaryDirectory(dir=".work") as work:
-        if not options.skip_quality:
+    figures: dict[str, Any] = {"costs": []}
+    if options.resume and OUT.exists():
+        figures = json.loads(OUT.read_text())
+    figures |= {
+        "images": len(found.views),
+        "machine": machine.describe(1),
+        "peers": peer_versions(),
+    }
+    with tempfile.TemporaryDirectory(dir=".work") as scratch:
+        work = Path(scratch)
+        if "stored" not in figures:
             figures["quality"] = quality(found)
-            figures["stored"] = stored(found, Path(work))
-        figures["costs"] = costs(found, options.sizes, options.engines, Path(work))
-    figures["others_share"] = neighbours.share()
+            figures["stored"] = stored(found, work)
+            _save(figures)
+        for size in options.sizes:
+            for name in options.engines:
+                known = [(row["engine"], row["cases"]) for row in figures["costs"]]
+                if (name, size) not in known:
+                    figures["costs"].append(cost(name, found, size, work))
+                    figures["others_share"] = neighbours.share()
+                    _save(figures)
+    print(tables(figures))
+    return 0
+
+
+def _save(figures: dict[str, Any]) -> None:
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(figures, indent=1) + "\n")
-    print(tables(figures))
-    print(f"\n{len(found.views)} images; {json.dumps(figures['machine'])}")
-    share = figures["others_share"] or 0
-    print(f"{json.dumps(figures['peers'])}; others used {share:.0%} of the cores")
-    return 0
 
 
 if __name__ == "__main__":
