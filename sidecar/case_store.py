@@ -60,6 +60,17 @@ create table early_regions(slot integer primary key, record blob not null) stric
 create table arrays(name text primary key, npy blob not null, crc integer not null) strict;
 """
 
+SETTINGS = (
+    "synchronous=full",
+    "fullfsync=on",  # on a Mac, fsync leaves what it wrote in the drive's cache
+    "checkpoint_fullfsync=on",
+    "secure_delete=on",
+    "temp_store=memory",  # else pages that hold cases may go to the system's folder for such files
+    "trusted_schema=off",
+    "cell_size_check=on",
+)
+
+_TABLES = {"about", "cases", "texts", "vectors", "regions", "early_regions", "arrays"}
 _ABOUT = ("model", "projection", "resolution", "dims", "salt")
 _CRC = struct.Struct("<I")
 _TEXT = struct.Struct("<H")  # bytes of the id, which the metadata follow
@@ -98,6 +109,7 @@ class CaseStore:
         self._db = connection
         self._logged = False  # whether the journal is a WAL
         with _told(self):
+            _check_schema(connection)
             about = dict(self._db.execute("select name, value from about"))
             self.about = _about(about)
             self._salt = bytes.fromhex(about["salt"])
@@ -148,13 +160,13 @@ class CaseStore:
             )
         try:
             with _told(None):
+                for setting in SETTINGS:
+                    db.execute(f"pragma {setting}")
                 if read_only:
                     db.execute("begin")  # and a read: others may read too, and none may write
                     db.execute("select count(*) from about").fetchone()
                 else:
                     db.execute("pragma locking_mode=exclusive")
-                    db.execute("pragma synchronous=full")
-                    db.execute("pragma secure_delete=on")
                     if create is not None:
                         _create(db, create)
                     else:
@@ -498,6 +510,13 @@ def _create(db: sqlite3.Connection, about: About) -> None:
         db.executemany("insert into about values (?, ?)", values.items())
         db.execute("insert into about values ('crc', ?)", (str(_about_crc(values)),))
     db.execute("commit")
+
+
+def _check_schema(db: sqlite3.Connection) -> None:
+    """Nothing but our tables: a trigger or a view would be somebody else's program."""
+    found = set(db.execute("select type, name from sqlite_schema where name not like 'sqlite_%'"))
+    if found != {("table", name) for name in _TABLES}:
+        raise CollectionUnreadable("the file is not a collection: its tables are others.")
 
 
 def _about(values: Mapping[str, str]) -> About:

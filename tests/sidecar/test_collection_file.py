@@ -263,6 +263,12 @@ def _without_tables(path: Path) -> None:
     db.close()
 
 
+def _with_a_trigger(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("create trigger t after delete on cases begin delete from texts; end")
+    db.close()
+
+
 def _changed_about(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"projector", b"projectox"))
 
@@ -271,7 +277,7 @@ def _changed_about(path: Path) -> None:
     "spoil",
     [
         *(_text, _short_text, _cut, _cut_in_header, _another_database, _newer),
-        *(_without_tables, _changed_about),
+        *(_without_tables, _with_a_trigger, _changed_about),
     ],
 )
 def test_a_file_that_is_no_whole_collection_is_refused_and_left_alone(
