@@ -160,18 +160,19 @@ class CaseStore:
             )
         try:
             with _told(None):
+                if not read_only:
+                    # The first of all: whatever looks into the file before it makes a -shm file.
+                    db.execute("pragma locking_mode=exclusive")
                 for setting in SETTINGS:
                     db.execute(f"pragma {setting}")
                 if read_only:
                     db.execute("begin")  # and a read: others may read too, and none may write
                     db.execute("select count(*) from about").fetchone()
+                elif create is not None:
+                    _create(db, create)
                 else:
-                    db.execute("pragma locking_mode=exclusive")
-                    if create is not None:
-                        _create(db, create)
-                    else:
-                        db.execute("begin exclusive")
-                        db.execute("commit")
+                    db.execute("begin exclusive")
+                    db.execute("commit")
             return cls(db, path, read_only)
         except BaseException:
             db.close()
