@@ -11,7 +11,7 @@ TINY := .work/tiny-model
 CPP = $$(git ls-files '*.cc')
 
 .PHONY: install kernels demo test check freeze bench bench-retrieval profile soak fuzz attack mutate lock
-.PHONY: wheel npm packed bundlers nodes docs clean
+.PHONY: wheel npm packed bundlers nodes wine docs clean
 
 install: .venv/.installed $(BRIDGE) kernels
 
@@ -130,6 +130,10 @@ $(TINY): .venv/.installed
 # The bridge's tests under each Node.js that is supported.
 nodes: install
 	node packaging/nodes.mjs
+
+# The bridge's tests, but those of the real sidecar, with Windows' Node.js under Wine.
+wine: install
+	node packaging/wine.mjs
 
 # A site of all pages and the API, links checked, in out/site.
 docs: install

@@ -60,7 +60,7 @@ if (!addresses().repository) {
   );
 }
 rmSync(work, { recursive: true, force: true });
-rmSync(out, { recursive: true, force: true });
+if (!values.only) rmSync(out, { recursive: true, force: true });
 mkdirSync(out, { recursive: true });
 const stages = Object.fromEntries(wanted.map((kind) => [kind, kinds[kind].at(-1)()]));
 if (stages.program) proveItRuns();
