@@ -126,10 +126,12 @@ def largest_product(threads: int) -> float:
 
 
 def one_node(
-    domain: str, op: str, threads: int, **attributes: Any
+    domain: str, op: str, heads: int, width: int, threads: int
 ) -> "onnxruntime.InferenceSession":
     """An attention op of q, k and v, [batch, tokens, heads * width], as a graph of its own."""
-    node = helper.make_node(op, ["q", "k", "v"], ["y"], domain=domain, **attributes)
+    node = helper.make_node(
+        op, ["q", "k", "v"], ["y"], domain=domain, num_heads=heads, scale=width**-0.5
+    )
     values = [
         helper.make_tensor_value_info(
             name, TensorProto.FLOAT, ["batch", "tokens", f"width of {name}"]
