@@ -508,6 +508,8 @@ class FlashAttention {
     Int tops;
     Float highest;
 
+    HWY_INLINE Statistics() {}  // not by default: GCC for ARM compiles that for another target
+
     HWY_INLINE void Step(const FlashAttention& attention, size_t number, Strip strip,
                          Scratch& scratch, size_t side, float* pending, size_t k, size_t v = 0) {
       const Floats floats;

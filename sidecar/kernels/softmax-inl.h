@@ -188,6 +188,7 @@ static HWY_INLINE UnsignedWord ToExponents(const ExponentScales& scales, size_t 
 
 // 2 to the power of minus the fraction of an exponent, times 254 (or 127), with kFractionBits.
 struct Powers {
+  HWY_INLINE Powers() {}  // not by default: GCC for ARM compiles that for another target
 #if HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86
   // A table and the way to the next entry. In two steps, between which others can be done.
   UnsignedWord power, drop, rest;
