@@ -219,7 +219,7 @@ class Process:
         if os.name == "posix":
             if status == -signal.SIGXCPU:
                 return _too_costly("processor time")
-            if status == -signal.SIGKILL:  # not by us: the system ran out of memory
+            if status in (-signal.SIGKILL, None):  # not by us: the system ran out of memory
                 return _out_of_memory()
         log.error("a decoder process crashed", extra={"op": op, "code": str(status)})
         if op == "decode":

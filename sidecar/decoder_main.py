@@ -205,7 +205,9 @@ def _where(error: Exception) -> str:
 
 def main() -> NoReturn:
     """Decode what comes on stdin; or, where stdin is a socket, be the template that forks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    # What is sent to all processes of a group is the parent's to answer; it ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     hardening.forbid_core_dumps()
     stdin, stdout = os.dup(0), os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)

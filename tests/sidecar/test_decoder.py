@@ -235,6 +235,32 @@ def test_a_picture_is_drawn_though_the_process_that_kept_it_has_ended(decoders: 
     assert png == heatmap.draw(SCORES, images.decode(file().data, LIMIT), HeatmapOptions(), NORMS)
 
 
+@linux
+def test_pictures_are_prepared_though_the_template_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decoder, "RETRY_S", 0.01)
+    with contextlib.closing(Decoders()) as decoders:
+        decoders.wait_until_ready()
+        pids = decoders.pids()
+        stat = Path(f"/proc/{pids[0]}/stat").read_text("ascii")
+        os.kill(int(stat.rpartition(")")[2].split()[1]), signal.SIGKILL)
+        until(lambda: not {*pids} & {*decoders.pids()})
+        with Picture(decoders, LIMIT) as prepared:
+            np.testing.assert_array_equal(prepare(prepared, file()), expected(file()))
+
+
+@posix
+def test_signals_to_the_whole_group_do_not_end_a_decoder(decoders: Decoders) -> None:
+    with Picture(decoders, LIMIT) as prepared:
+        prepare(prepared, file(), keep=True)
+        pid = works_on(decoders, prepared)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(pid, number)
+        prepared.draw(SCORES, (28, 42), HeatmapOptions(), NORMS, flat=False)
+    assert pid in decoders.pids()
+
+
 @pytest.mark.parametrize(
     ("limit", "source", "what"),
     [
