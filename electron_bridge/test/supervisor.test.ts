@@ -223,3 +223,174 @@ test('what dies while the computer sleeps, or soon after, is restarted without b
   assert.deepEqual(after(...up, 'suspended', 'resumed', 9000, crash).state.crashes, []);
   assert.equal(after(...up, 'suspended', 'resumed', 11_000, crash).state.crashes.length, 1);
 });
+
+test('an event of a former run changes nothing', () => {
+  const late: OfRun = { ...crash, run: 1 };
+  const { state, kinds } = after(...up, crash, ...again, late);
+  assert.deepEqual([state.kind, state.run, kinds], ['ready', 2, []]);
+});
+
+const outOfTurn: Record<string, Move[]> = {
+  'ready before it listens': ['start', 'loaded'],
+  'that it listens, twice': ['start', 'listening', 'listening'],
+  'ready, twice, before it has answered': ['start', 'listening', 'loaded', 'loaded'],
+  'that it listens, when it has been ready for long': [...up, 'listening'],
+};
+
+for (const [what, moves] of Object.entries(outOfTurn)) {
+  test(`a child that says ${what} is not trusted`, () => {
+    const { state } = after(...moves);
+    assert.ok(state.kind === 'killing');
+    assert.equal(state.fault.code, 'sidecar.malformed');
+    assert.equal(state.final, !state.wasReady);
+  });
+}
+
+test('one that says once more that it is ready is only that', () => {
+  const { state, kinds } = after(...up, 'loaded');
+  assert.deepEqual([state.kind, kinds], ['ready', []]);
+});
+
+test('it connects once to where the child listens, and asks it who it is once it is ready', () => {
+  assert.deepEqual(after('start', 'listening').effects[0], { kind: 'connect', peer, run: 1 });
+  assert.deepEqual(after('start', 'listening', 'loaded').effects, [
+    { kind: 'hello', timeoutMs: POLICY.verifyMs, run: 1 },
+  ]);
+  assert.equal(after(...up).state.info, info);
+  assert.equal(after(...up, crash).state.info, info); // as it was told last
+});
+
+test('the model that was asked for is accepted, another one is final', () => {
+  assert.equal(play({ ...POLICY, manifestSha256: 'ab' }, ...up).state.kind, 'ready');
+  const { state } = play({ ...POLICY, manifestSha256: 'cd' }, ...up);
+  assert.ok(state.kind === 'killing' && state.final);
+  assert.equal(state.fault.code, 'model.mismatch');
+  assert.match(state.fault.message, /SHA-256 cd; the sidecar loaded ab/);
+});
+
+test('a child that answers its first question with an error is not accepted', () => {
+  const { state } = after('start', 'listening', 'loaded', { kind: 'answered' });
+  assert.ok(state.kind === 'killing');
+  assert.equal(state.fault.code, 'sidecar.malformed');
+});
+
+test('a child that says it is ready and does not answer is killed', () => {
+  const { state, kinds } = after('start', 'listening', 'loaded', 'silent');
+  assert.ok(state.kind === 'killing');
+  assert.equal(state.fault.code, 'sidecar.start_timeout');
+  assert.deepEqual(kinds, ['disconnect', 'clearTimer', 'kill']);
+});
+
+test('while the computer sleeps, one that does not answer is asked again', () => {
+  const { state, effects } = after('start', 'listening', 'loaded', 'suspended', 'silent');
+  assert.equal(state.kind, 'starting');
+  assert.deepEqual(effects, [{ kind: 'hello', timeoutMs: POLICY.verifyMs, run: 1 }]);
+});
+
+test('nothing more is sent to a child whose exit was seen', () => {
+  assert.deepEqual(after('start', 'exiting').kinds, ['pause']);
+  assert.deepEqual(after(...up, 'exiting').kinds, ['pause']);
+});
+
+const refused = (isFinal: boolean): OfRun => ({
+  kind: 'refused',
+  fault: { code: 'sidecar.malformed', message: 'nonsense.' },
+  final: isFinal,
+});
+
+test('a child that answers nonsense is replaced, and its calls fail with that', () => {
+  const { state, effects } = after(...up, refused(false));
+  assert.equal(state.kind, 'killing');
+  assert.deepEqual(effects[0], {
+    kind: 'disconnect',
+    fault: { code: 'sidecar.malformed', message: 'nonsense.' },
+    blame: false,
+  });
+  assert.deepEqual(
+    effects.map(({ kind }) => kind),
+    ['disconnect', 'log', 'setTimer'],
+  );
+  assert.equal(after(...up, refused(false), crash).state.kind, 'restarting');
+});
+
+test('a fault that is final is told once, when it has failed', () => {
+  assert.deepEqual(after(...up, refused(true)).kinds, ['disconnect', 'setTimer']);
+  const { state, effects } = after(...up, refused(true), crash);
+  assert.ok(state.kind === 'failed');
+  assert.deepEqual(state.fault.stderr, ['Traceback', 'boom']);
+  const logged = effects.filter(({ kind }) => kind === 'log');
+  assert.deepEqual(logged, [{ kind: 'log', level: 'error', message: 'nonsense.' }]);
+});
+
+test('the call at work is blamed for a crash and a silence, not for what a suspend did', () => {
+  const blame = (...moves: Move[]): boolean | undefined => {
+    const lost = after(...moves).effects.find((effect) => effect.kind === 'disconnect');
+    return lost?.blame;
+  };
+  assert.equal(blame(...up, crash), true);
+  assert.equal(blame(...up, 'silent'), true);
+  assert.equal(blame(...up, ...five), true);
+  assert.equal(blame(...up, 'suspended', crash), false);
+  assert.equal(blame(...up, crash, 'stop'), false);
+});
+
+test('the calls in flight learn the last lines of stderr', () => {
+  const [lost] = after(...up, crash).effects;
+  assert.ok(lost?.kind === 'disconnect');
+  assert.deepEqual(lost.fault.stderr, ['Traceback', 'boom']);
+});
+
+test('to stop a child that is starting takes no longer than it must', () => {
+  for (const begun of [['start'], ['start', 'listening'], ['start', 'listening', 'loaded']]) {
+    const moves = begun as Move[];
+    assert.deepEqual(after(...moves, 'stop').kinds, ['failAll', 'terminate', 'setTimer']);
+    assert.equal(waits(...moves, 'stop'), POLICY.abortMs);
+    assert.deepEqual(after(...moves, 'stop', 'timeUp').kinds, ['failAll', 'kill', 'setTimer']);
+  }
+});
+
+test('to stop one that is being killed kills it at once', () => {
+  assert.ok(after(...up, refused(false), 'stop').kinds.includes('kill'));
+});
+
+test('whatever is left of it, stop ends in closed', () => {
+  const ways: Move[][] = [
+    ['stop'],
+    ['start', 'stop', crash],
+    [...up, 'stop', crash],
+    [...up, 'stop', 'timeUp', crash],
+    [...up, 'stop', 'timeUp', 'timeUp', crash],
+    [...up, crash, 'stop'],
+    [...up, refused(false), 'stop', crash],
+    [...up, ...five, 'stop'],
+  ];
+  for (const moves of ways) {
+    const { state, kinds } = after(...moves);
+    assert.equal(state.kind, 'closed');
+    assert.deepEqual(kinds, ['disconnect', 'failAll', 'clearTimer']);
+  }
+});
+
+test('what is remembered survives every state that follows', () => {
+  const { state } = after(...up, nativeCrash, ...again, crash, ...again, refused(false), 'stop');
+  assert.equal(state.kernels, 'off');
+  assert.equal(state.crashes.length, 2);
+  assert.equal(state.wasReady, true);
+  assert.equal(state.run, 3);
+});
+
+test('a start that is slow says which part of it was', () => {
+  const message = (policy: Policy, ...moves: Move[]): string => {
+    const { state } = play(policy, ...moves);
+    return state.kind === 'killing' ? state.fault.message : '';
+  };
+  assert.match(message(POLICY, 'start', 'timeUp'), /answer within 10000 ms; nothing came/);
+  assert.match(message(POLICY, 'start', 'listening', 'timeUp'), /not ready within 120000 ms/);
+  const hasty = { ...POLICY, startMs: 500 };
+  assert.match(message(hasty, 'start', 'timeUp'), /not ready within 500 ms/);
+  const [, timer] = play(hasty, 'start').effects;
+  assert.deepEqual(timer, { kind: 'setTimer', ms: 500, jitter: 0 });
+  assert.equal(play(hasty, 'start', 600, 'listening').effects.at(-1)?.kind, 'setTimer');
+  const [, late] = play(hasty, 'start', 600, 'listening').effects;
+  assert.deepEqual(late, { kind: 'setTimer', ms: 0, jitter: 0 });
+});
