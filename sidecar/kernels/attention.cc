@@ -34,7 +34,6 @@ namespace HWY_NAMESPACE {
 
 constexpr size_t kBlockQueries = 120;  // of a task: whole strips, whose sums stay in the L2 cache
 constexpr size_t kBlockGroups = kBlockKeys / kGroup;
-constexpr size_t kBlockVectors = kBlockKeys / kLanes;  // of scores
 constexpr size_t kPanelKeys = kNR * kLanes;
 constexpr size_t kStatisticsVectors = kStripLanes / kLanes;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();

@@ -59,8 +59,8 @@ struct SoftmaxTables {
     double here = 254.0 * 256.0;
     for (size_t i = 0; i < 32; ++i) {
       const double next = here * 0.97857206208770013;  // 2^(-1/32)
-      power[i] = static_cast<uint16_t>(here + 0.5);
-      drop[i] = static_cast<uint16_t>(here - next + 0.5);
+      power[i] = Round(here);
+      drop[i] = Round(here - next);
       here = next;
     }
     for (size_t key = 0; key < kBlockKeys; ++key) {
@@ -71,6 +71,10 @@ struct SoftmaxTables {
       dither[WordIndex(key)] = static_cast<uint16_t>(kStep * reversed + kStep - 1);
       all_keys[key] = 0xFF;
     }
+  }
+
+  static constexpr uint16_t Round(double x) {
+    return static_cast<uint16_t>(static_cast<uint32_t>(2 * x + 1) / 2);
   }
 
   // Where the word of a key is among those of its block: the even keys of a vector of bytes come
