@@ -10,7 +10,7 @@ DEMO := .work/demo-model
 TINY := .work/tiny-model
 CPP = $$(git ls-files '*.cc')
 
-.PHONY: install kernels demo test check freeze bench bench-retrieval profile soak fuzz attack mutate lock
+.PHONY: install kernels demo app test check freeze bench bench-retrieval profile soak fuzz attack mutate lock
 .PHONY: wheel npm packed bundlers nodes wine docs clean
 
 install: .venv/.installed $(BRIDGE) kernels
@@ -30,7 +30,7 @@ $(NODE_MODULES): electron_bridge/package-lock.json
 	cd electron_bridge && npm ci --no-fund --no-audit
 	touch $@
 
-$(BRIDGE): $(NODE_MODULES) $(wildcard electron_bridge/src/*.ts)
+$(BRIDGE): $(NODE_MODULES) $(wildcard electron_bridge/src/*.ts electron_bridge/example/*.* electron_bridge/example/renderer/*)
 	cd electron_bridge && npm run --silent build
 	touch $@
 
@@ -40,6 +40,10 @@ demo: install
 
 $(DEMO)/manifest.json: .venv/.installed
 	$(PY) -m build demo --bar clear_neighbours_kept=0.9 --out $(DEMO)
+
+# The example app in a browser: prints an address on the loopback interface.
+app: install $(DEMO)/manifest.json
+	node electron_bridge/dist/app/serve.mjs --model $(DEMO) -- $(PY) -m sidecar
 
 # What runs in a bundle cannot be measured: coverage, printed last, is that of the modules.
 test: install

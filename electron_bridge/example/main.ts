@@ -1,8 +1,8 @@
-/** The main process of a small app: one window, one sidecar, and nothing that a page could misuse. */
+/** The main process: one window, one sidecar, and nothing that a page could misuse. */
 
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { app, BrowserWindow, ipcMain, powerMonitor } from 'electron';
+import { app, BrowserWindow, ipcMain, powerMonitor, session } from 'electron';
 import {
   closeBeforeQuit,
   followPower,
@@ -10,8 +10,10 @@ import {
   SidecarError,
   VisionSidecar,
 } from 'electron-vision-sidecar';
+import { registerStatus } from './status.js';
 
-const page = path.join(__dirname, '..', 'index.html'); // this file runs from dist/
+const page = path.join(__dirname, 'index.html'); // this file runs from dist/
+const url = pathToFileURL(page).href;
 
 async function main(): Promise<void> {
   const starting = VisionSidecar.start({
@@ -19,25 +21,39 @@ async function main(): Promise<void> {
   });
   // The window need not wait for the model, and the user may quit while it loads.
   closeBeforeQuit(app, starting);
-  registerVisionIpc(ipcMain, starting, { allow: [pathToFileURL(page).href] });
+  registerVisionIpc(ipcMain, starting, { allow: [url] });
+  registerStatus(ipcMain, starting, {
+    allow: (asking) => asking.split(/[?#]/)[0] === url,
+    developer: !app.isPackaged,
+  });
+  starting.then(
+    (sidecar) => followPower(powerMonitor, sidecar),
+    (error: unknown) =>
+      console.error(error instanceof SidecarError ? `${error.code}: ${error.message}` : error),
+  );
 
   await app.whenReady();
+  session.defaultSession.setPermissionRequestHandler((_, __, decide) => decide(false));
   const window = new BrowserWindow({
-    width: 1000,
-    height: 800,
+    width: 1280,
+    height: 860,
+    minWidth: 720,
+    minHeight: 520,
     webPreferences: {
-      preload: require.resolve('electron-vision-sidecar/preload-script'),
+      preload: path.join(__dirname, 'preload.cjs'),
       contextIsolation: true,
+      nodeIntegration: false,
       sandbox: true,
     },
   });
+  window.webContents.setWindowOpenHandler(() => ({ action: 'deny' }));
+  window.webContents.on('will-navigate', (event) => event.preventDefault());
   await window.loadFile(page);
-  followPower(powerMonitor, await starting);
 }
 
 app.on('window-all-closed', () => app.quit());
 
 main().catch((error: unknown) => {
-  console.error(error instanceof SidecarError ? `${error.code}: ${error.message}` : error);
+  console.error(error);
   app.exit(1);
 });

@@ -1,28 +1,29 @@
 /**
- * The example app, its main process under plain Node and its page in headless Chromium: the page, its
- * security policy, the preload script and registerVisionIpc are the real ones, and of Electron there
- * stands in what they use. `npm run page [PICTURE.png]` writes what the page then looks like.
- * Needs Chromium (at CHROMIUM, else /usr/bin/chromium) and the npm registry.
+ * The example app as an app would have it, from the packed package: its main process under plain Node and
+ * its page in headless Chromium. The page, its security policy, the preload script and registerVisionIpc are
+ * the real ones, and of Electron there stands in what they use. `npm run electron-page [PICTURE.png]` writes
+ * what the page then looks like. Needs Chromium (at CHROMIUM, else /usr/bin/chromium) and the npm registry.
  */
 
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
 import { EventEmitter } from 'node:events';
 import { cpSync, readFileSync, rmSync } from 'node:fs';
 import Module, { createRequire } from 'node:module';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { chromium } from 'playwright-core';
+import { buildApp } from '../example/build.mjs';
 import { prepare } from './fresh.mjs';
 
 const picture = path.resolve(process.argv[2] ?? path.join('..', '.work', 'page.png'));
-const tsc = createRequire(import.meta.url).resolve('typescript/bin/tsc');
 const fresh = prepare();
 const app = path.join(fresh, 'app');
 cpSync('example', app, { recursive: true });
-// npm run check has looked at its types; those of Node come with electron, which is not installed here.
-const types = ['--noCheck', '--typeRoots', path.resolve('node_modules', '@types')];
-execFileSync(process.execPath, [tsc, '-p', app, ...types], { stdio: 'inherit' });
+const esm = (name) => path.resolve('dist', 'esm', `${name}.js`);
+await buildApp(path.join(app, 'dist'), {
+  'electron-vision-sidecar/vectors': esm('vectors'),
+  'electron-vision-sidecar/preload': esm('preload'),
+});
 process.chdir(fresh);
 
 const handlers = new Map();
@@ -32,6 +33,7 @@ const browser = await chromium.launch({
 });
 
 class App extends EventEmitter {
+  isPackaged = false;
   whenReady = async () => undefined;
   exit = (code) => process.exit(code);
 
@@ -43,6 +45,7 @@ class App extends EventEmitter {
 }
 
 class BrowserWindow {
+  webContents = Object.assign(new EventEmitter(), { setWindowOpenHandler: () => undefined });
   #options;
 
   constructor(options) {
@@ -102,6 +105,7 @@ const electron = {
     removeHandler: (channel) => handlers.delete(channel),
   },
   powerMonitor: new EventEmitter(),
+  session: { defaultSession: { setPermissionRequestHandler: () => undefined } },
 };
 const load = Module._load;
 Module._load = (name, ...rest) => (name === 'electron' ? electron : load(name, ...rest));
@@ -110,26 +114,29 @@ let opened;
 const opening = new Promise((resolve) => {
   opened = resolve;
 });
-createRequire(import.meta.url)(path.join(app, 'dist', 'main.js'));
+createRequire(import.meta.url)(path.join(app, 'dist', 'main.cjs'));
 
 try {
   const page = await opening;
   const errors = [];
   page.on('pageerror', (error) => errors.push(error.message));
   page.on('console', (line) => line.type() === 'error' && errors.push(line.text()));
-  const status = (pattern) =>
+  const item = (pattern) =>
     page.waitForFunction(
-      (expected) => new RegExp(expected).test(document.getElementById('status').textContent),
+      (expected) =>
+        new RegExp(expected).test(
+          document.querySelector('#queue li:last-child .quiet')?.textContent,
+        ),
       pattern,
     );
-  await status('^Choose an image');
-  await page.setInputFiles('#file', path.join(fresh, 'scan.png'));
-  await status('^\\d+ ms$');
-  await page.waitForFunction(() => document.getElementById('picture').naturalWidth > 0);
+  await page.waitForFunction(() => document.getElementById('state').dataset.state === 'ready');
+  await page.setInputFiles('#files', path.join(fresh, 'scan.png'));
+  await item('^Done$');
+  await page.waitForFunction(() => document.getElementById('frame').dataset.painted > 0);
   await page.screenshot({ path: picture, fullPage: true });
   const text = { name: 'text.png', mimeType: 'image/png', buffer: Buffer.from('no image') };
-  await page.setInputFiles('#file', text);
-  await status('^expected the bytes of a PNG');
+  await page.setInputFiles('#files', text);
+  await item('^Failed: expected the bytes of a PNG');
   await page.goto(pathToFileURL(path.join(fresh, 'package.json')).href);
   const refused = await page.evaluate(() => globalThis.vision.encode({ image: Uint8Array.of(1) }));
   assert.equal(refused.error.code, 'ipc.forbidden');

@@ -17,6 +17,7 @@ function run(...args) {
 
 rmSync(out, { recursive: true, force: true });
 run('scripts/build.mjs');
+run('scripts/app.mjs');
 run(tsc, '-p', 'tsconfig.test.json');
 const wanted = process.argv.slice(2);
 const files = readdirSync(path.join(out, 'test'))

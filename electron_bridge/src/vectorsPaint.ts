@@ -54,7 +54,7 @@ const AUTO = { multiply: 'amber', screen: 'ember', over: 'turbo' } as const;
  */
 export function paintHeatmap(
   scores: ArrayLike<number>,
-  rgba: ArrayLike<number> & ArrayBufferView,
+  rgba: Uint8ClampedArray | Uint8Array,
   width: number,
   height: number,
   options: PaintOptions = {},
@@ -69,14 +69,53 @@ export function paintHeatmap(
     return painted;
   }
   const [red, green, blue] = tables;
+  const levels = levelsOf(scores, width, height, cells);
+  const flip = invert ? LEVELS - 1 : 0;
+  // A whole pixel at a time: red is the lowest byte on every processor that JavaScript runs on today.
+  const pixels = words(rgba);
+  const into32 = words(painted);
+  for (let at = 0; at < levels.length; at += 1) {
+    const pixel = pixels[at] as number;
+    const base = ((levels[at] as number) ^ flip) << 8; // 255 - level, where low scores count as high ones
+    into32[at] =
+      (pixel & 0xff000000) |
+      (red[base | (pixel & 255)] as number) |
+      ((green[base | ((pixel >>> 8) & 255)] as number) << 8) |
+      ((blue[base | ((pixel >>> 16) & 255)] as number) << 16);
+  }
+  if (into32.buffer !== painted.buffer) painted.set(new Uint8Array(into32.buffer));
+  return painted;
+}
+
+/** The same memory in words of four bytes, or a copy where it begins between two of them. */
+function words({ buffer, byteOffset, byteLength }: ArrayBufferView): Uint32Array {
+  if (byteOffset % 4 === 0) return new Uint32Array(buffer, byteOffset, byteLength / 4);
+  return new Uint32Array(buffer.slice(byteOffset, byteOffset + byteLength));
+}
+
+let latestLevels: { key: string; levels: Uint8Array } | undefined;
+
+/** The level of each pixel, row by row. Kept for the next call: a slider changes colours, not levels. */
+function levelsOf(
+  scores: ArrayLike<number>,
+  width: number,
+  height: number,
+  cells: boolean,
+): Uint8Array {
   const grid = Float64Array.from({ length: GRID * GRID }, (_, cell) =>
     Math.floor(Math.min(Math.max(scores[cell] as number, 0), 1) * UNIT + 0.5),
   );
+  const key = [width, height, cells, ...grid].join();
+  if (latestLevels?.key !== key) latestLevels = { key, levels: smooth(grid, width, height, cells) };
+  return latestLevels.levels;
+}
+
+function smooth(grid: Float64Array, width: number, height: number, cells: boolean): Uint8Array {
   const across = taps(width, cells);
   const down = taps(height, cells);
+  const levels = new Uint8Array(width * height);
   const row = new Float64Array(GRID);
   const half = 0.5 / SCALE;
-  const flip = invert ? LEVELS - 1 : 0;
   let at = 0;
   for (let y = 0; y < height; y += 1) {
     row.fill(0);
@@ -87,21 +126,16 @@ export function paintHeatmap(
         row[x] = (row[x] as number) + share * (grid[from + x] as number);
       }
     }
-    for (let x = 0, tap = 0; x < width; x += 1, tap += 4, at += 4) {
+    for (let x = 0, tap = 0; x < width; x += 1, tap += 4, at += 1) {
       const sum =
         (row[across.cells[tap] as number] as number) * (across.shares[tap] as number) +
         (row[across.cells[tap + 1] as number] as number) * (across.shares[tap + 1] as number) +
         (row[across.cells[tap + 2] as number] as number) * (across.shares[tap + 2] as number) +
         (row[across.cells[tap + 3] as number] as number) * (across.shares[tap + 3] as number);
-      const level = Math.min(Math.max((sum + half) * SCALE, 0), LEVELS - 1) | 0;
-      const base = (level ^ flip) << 8; // 255 - level, where low scores count as high ones
-      painted[at] = red[base | (rgba[at] as number)] as number;
-      painted[at + 1] = green[base | (rgba[at + 1] as number)] as number;
-      painted[at + 2] = blue[base | (rgba[at + 2] as number)] as number;
-      painted[at + 3] = rgba[at + 3] as number;
+      levels[at] = Math.min(Math.max((sum + half) * SCALE, 0), LEVELS - 1); // whole part: truncated
     }
   }
-  return painted;
+  return levels;
 }
 
 /**

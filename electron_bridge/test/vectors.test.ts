@@ -70,6 +70,14 @@ test('paints into the memory that is given, the image itself too', () => {
   assert.deepEqual(image, expected);
 });
 
+test('memory that begins at any byte will do', () => {
+  const expected = paintHeatmap(rising, white(20, 10), 20, 10);
+  const image = new Uint8ClampedArray(801).fill(255).subarray(1);
+  const into = new Uint8ClampedArray(803).subarray(3);
+  assert.equal(paintHeatmap(rising, image, 20, 10, { into }), into);
+  assert.deepEqual([...into], [...expected]);
+});
+
 test('the bar of the legend has the colours of the picture', () => {
   for (const options of [{}, { threshold: 0.5 }, { invert: true }, { blend: 'over' }] as const) {
     const painted = paintHeatmap(rising, white(16, 16), 16, 16, { ...options, cells: true });
