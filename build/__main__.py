@@ -24,8 +24,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # they wait for get a core, which made small products 14 times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from build import demo, pipeline  # noqa: E402
-from build.artifacts import REPORT, Artifact, BuildError  # noqa: E402
+from build import demo, pipeline, plots  # noqa: E402
+from build.artifacts import REPORT, REPORT_HTML, Artifact, BuildError  # noqa: E402
 from build.checkpoint import locate  # noqa: E402
 from build.recipes import RECIPES, Choice  # noqa: E402
 from sidecar import manifest, model_files  # noqa: E402
@@ -88,7 +88,9 @@ def place(made: Mapping[Artifact, Path], out: Path, notes: Mapping[str, object])
             source = next(path / name for path in made.values() if (path / name).exists())
             shutil.copyfile(source, fresh / name)
         report = json.loads((described / REPORT).read_text("utf-8"))
-        (fresh / REPORT).write_text(json.dumps(report | dict(notes), indent=2) + "\n", "utf-8")
+        report |= dict(notes)
+        (fresh / REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        (fresh / REPORT_HTML).write_text(plots.page([report]), "utf-8")
         if out.exists():
             out.rename(old)
         try:
@@ -111,7 +113,7 @@ def refuse_strangers(out: Path) -> None:
     if not present:
         return
     try:
-        ours = {*manifest.read(out).files, manifest.NAME, REPORT}
+        ours = {*manifest.read(out).files, manifest.NAME, REPORT, REPORT_HTML}
     except ModelInvalid as error:
         raise BuildError(
             f"{out} is not empty and not a model directory. Choose another --out, or empty it."

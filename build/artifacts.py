@@ -79,6 +79,7 @@ CUSTOM_OP_GRAPHS = {
 GOLDEN_RECORD = "golden.npz"
 FLAT_LIMITS = "flat.json"
 REPORT = "report.json"
+REPORT_HTML = "report.html"  # the same, drawn; written where the model directory is put in place
 
 Projection = Literal["projector", "linear"]
 

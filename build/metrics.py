@@ -70,6 +70,32 @@ def compare(
     yield "kendall_tau", _worst(tau, OUTPUTS[2], names, rows)
 
 
+def plots(
+    expected: Mapping[str, Mapping[str, Array]], actual: Mapping[str, Mapping[str, Array]]
+) -> dict[str, object]:
+    """What the report draws, as plain values: how many tokens lie how far from the reference (log10
+    of 1 - cosine), and both heatmaps of the image whose heatmap is worst.
+    """
+    tokens = [
+        cosine(expected[name][OUTPUTS[0]][0], actual[name][OUTPUTS[0]][0]) for name in expected
+    ]
+    edges = np.arange(-8, 0.51, 0.25)
+    distance = np.log10(np.clip(1 - np.concatenate(tokens), 10.0 ** edges[0], None))
+    counts, _ = np.histogram(distance, edges)
+    r = {
+        name: pearson(expected[name][OUTPUTS[1]][0], actual[name][OUTPUTS[1]][0]) for name in actual
+    }
+    worst = min(r, key=lambda name: r[name])
+    return {
+        "token_distance": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "worst": {
+            "image": worst,
+            "reference": expected[worst][OUTPUTS[1]][0].round(4).tolist(),
+            "quantised": actual[worst][OUTPUTS[1]][0].round(4).tolist(),
+        },
+    }
+
+
 def cosine(a: Array, b: Array) -> NDArray[np.float64]:
     """Of each row of `a` with the same row of `b`; 1 where the two are equal, zeros included."""
     a, b = a.astype(np.float64), b.astype(np.float64)

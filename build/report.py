@@ -1,4 +1,5 @@
-"""The figures of model directories as a table: `python -m build.report DIR…`.
+"""The figures of model directories as a table: `python -m build.report DIR…`; with `--html FILE`,
+as plots in one file.
 
 It reads report.json and knows nothing of how the figures came about.
 """
@@ -9,6 +10,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from build import plots
 
 REPORT = "report.json"
 COLUMNS = {
@@ -59,13 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0, or 1 after one clear sentence."""
     parser = argparse.ArgumentParser(prog="python -m build.report", description=__doc__)
     parser.add_argument("models", nargs="+", type=Path, help="model directories")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write plots, not a table")
     options = parser.parse_args(argv)
     try:
         reports = [json.loads((model / REPORT).read_text("utf-8")) for model in options.models]
     except (OSError, ValueError) as error:
         print(f"report: expected a model directory with a {REPORT}: {error}", file=sys.stderr)
         return 1
-    print(table(reports))
+    if options.html:
+        options.html.write_text(plots.page(reports), "utf-8")
+        print(f"{options.html} is written")
+    else:
+        print(table(reports))
     return 0
 
 

@@ -22,7 +22,7 @@ from build.artifacts import (
     read_geometry,
     size,
 )
-from build.metrics import Array, Figure, NotFinite, compare
+from build.metrics import Array, Figure, NotFinite, compare, plots
 from build.reference import load
 from sidecar import custom_ops
 from sidecar.custom_ops import CustomOpsUnavailable
@@ -79,6 +79,7 @@ class Validate:
         if self.dynamic and shape.native % (2 * shape.step) == 0:
             sides.insert(0, shape.native // 2)
         figures: dict[str, dict[int, dict[str, Figure]]] = {name: {} for name in sessions}
+        drawn: dict[str, dict[str, object]] = {name: {} for name in sessions}
         for side in sides:
             expected: dict[str, dict[str, Array]] = {}
             actual: dict[str, dict[str, dict[str, Array]]] = {name: {} for name in sessions}
@@ -94,6 +95,7 @@ class Validate:
             for engine, by_image in actual.items():
                 try:
                     figures[engine][side] = dict(compare(expected, by_image))
+                    drawn[engine][str(side)] = plots(expected, by_image)
                 except NotFinite as error:
                     raise BuildError(f"the {engine} graph at {side} pixels: {error}") from error
         report = {
@@ -106,6 +108,7 @@ class Validate:
                 "model": size(graph),
             },
             "cpu": cpu(),
+            "plots": drawn,
         }
         for engine, by_side in figures.items():
             for side, named in by_side.items():
