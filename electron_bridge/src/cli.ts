@@ -11,6 +11,8 @@ const USAGE = `usage: npx electron-vision-sidecar COMMAND
   doctor [--json]              would an app work on this computer? The exit code is 0 only if so
   encode IMAGE... --out DIR    encode image files: arrays (.npz) and heatmaps (.png)
   verify                       check the model directory, load the model, run it once
+  index SOURCE... --collection FILE    add images, or folders of them, to a collection
+  search IMAGE --collection FILE       the cases of a collection that look most like an image
 
 Each takes --model DIR; without it the model is the one that an app would find. doctor takes --program FILE too.
 What else a command takes: npx electron-vision-sidecar COMMAND --help`;
