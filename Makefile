@@ -81,7 +81,7 @@ bench: install
 
 bench-retrieval: install
 	$(PY) -m pip install --quiet apsw lancedb qdrant-edge-py sqlite-vec usearch
-	$(PY) -m bench.retrieval $(DEMO) $(BENCH)
+	OPENBLAS_NUM_THREADS=1 $(PY) -m bench.retrieval $(DEMO) $(BENCH)
 	$(PY) -m pytest tests/test_move_collection.py
 
 profile: install

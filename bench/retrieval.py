@@ -29,7 +29,7 @@ from sidecar.whitening import FIT_AT, Whitening
 
 OUT = Path("out/retrieval.json")
 PEERS = ("sqlite-vec", "apsw", "usearch", "lancedb", "qdrant-edge-py")
-UNRELATED = 2000  # pairs of photographs
+UNRELATED = 1000  # pairs of photographs
 
 
 def quality(found: Set) -> dict[str, dict[str, float]]:

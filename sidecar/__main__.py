@@ -8,6 +8,10 @@ if __name__ == "__main__" and sys.argv[1:2] == ["serve"]:
     parent_watch.watch_start()  # before the imports below, which are most of a start
 
 import os
+
+# numpy's matrices are small here: its threads would only spin, beside those of the model.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import signal
 import threading
 from collections.abc import Callable, Sequence

@@ -22,7 +22,7 @@ BASIS_DIMS = 384
 LEAST_CASES = 16  # fewer say nothing about what is usual
 BACKGROUND = 48  # other cases that tell what is usual
 LEAST_LIFT = 3.0  # spreads
-LEAST_MARGIN = 1.0
+LEAST_MARGIN = 0.7
 LEAST_SPREAD = np.float32(1e-3)  # of cosines
 MOST_PAIRS = 5
 
@@ -55,7 +55,8 @@ class Basis:
         components, eigenvalues = principal_components(regions - mean)
         if not len(eigenvalues):  # all regions are equal
             return cls(mean, np.zeros((1, regions.shape[1]), np.float32))
-        gains = 1 / np.sqrt(eigenvalues + SHRINKAGE * eigenvalues.mean())
+        count = min(len(regions) - 1, regions.shape[1])
+        gains = 1 / np.sqrt(eigenvalues + SHRINKAGE * eigenvalues.sum() / count)
         axes = (components * (gains / gains[0])[:, None])[:BASIS_DIMS]
         return cls(mean, axes.astype(np.float32))
 

@@ -44,7 +44,8 @@ class Whitening:
         """From [n, dims], n at least 2."""
         mean = vectors.mean(0, dtype=np.float64).astype(np.float32)
         components, eigenvalues = principal_components(vectors - mean)
-        epsilon = SHRINKAGE * float(eigenvalues.mean()) if len(eigenvalues) else 0.0
+        # The mean over as many as there could be: it must not depend on where noise ends.
+        epsilon = SHRINKAGE * float(eigenvalues.sum()) / min(len(vectors) - 1, vectors.shape[1])
         if epsilon <= 0:  # all vectors are equal
             return cls(mean, components[:0], np.zeros(0, np.float32))
         gains = np.sqrt(epsilon / (eigenvalues + epsilon))
