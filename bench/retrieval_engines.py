@@ -232,9 +232,14 @@ ENGINES: dict[str, Callable[[Path], Engine]] = {
 }
 
 
+def fitted(raw: Floats) -> Whitening:
+    """As a collection that grew to these vectors fits it, in floats."""
+    return Whitening.fit(raw[: max(size for size in FIT_AT if size <= len(raw))])
+
+
 def whiten(raw: Floats) -> Floats:
     """As a collection of these vectors does, in floats; unit length."""
-    whitening = Whitening.fit(raw[: FIT_AT[-1]])
+    whitening = fitted(raw)
     parts = [whitening.apply(raw[first : first + 4096]) for first in range(0, len(raw), 4096)]
     whitened: Floats = np.concatenate(parts)
     whitened /= np.linalg.norm(whitened, axis=1, keepdims=True)
@@ -247,7 +252,7 @@ def queries(raw: Floats, whitened: Floats) -> tuple[Floats, Floats, NDArray[np.i
     picked = draws.choice(len(raw), QUERIES, replace=False)
     others = draws.permutation(len(raw))[:QUERIES]
     asked = raw[picked] * np.float32(0.7) + raw[others] * np.float32(0.3)
-    white = Whitening.fit(raw[: FIT_AT[-1]]).apply(asked)
+    white = fitted(raw).apply(asked)
     white /= np.linalg.norm(white, axis=1, keepdims=True)
     nearest = np.argsort(-(white @ whitened.T), axis=1, kind="stable")[:, :K]
     return asked, white, nearest

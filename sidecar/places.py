@@ -22,7 +22,7 @@ BASIS_DIMS = 384
 LEAST_CASES = 16  # fewer say nothing about what is usual
 BACKGROUND = 48  # other cases that tell what is usual
 LEAST_LIFT = 3.0  # spreads
-LEAST_MARGIN = 0.7
+LEAST_MARGIN = 1.0
 LEAST_SPREAD = np.float32(1e-3)  # of cosines
 MOST_PAIRS = 5
 
