@@ -25,7 +25,7 @@ import numpy as np
 import zmq
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 60.0  # seconds after which a test fails rather than hangs
+PATIENCE = 120.0  # seconds after which a test fails rather than hangs
 DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 
 Frames = list[bytes]

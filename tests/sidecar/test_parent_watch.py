@@ -17,7 +17,7 @@ from sidecar import parent_watch
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no parent to look at")
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 class Exited(BaseException):

@@ -46,7 +46,7 @@ MANIFEST = Manifest(
     files={},
     digest="d" * 64,
 )
-PATIENCE = 10.0
+PATIENCE = 120.0
 
 
 PICTURE = cast(Picture, None)  # a puppet draws nothing
