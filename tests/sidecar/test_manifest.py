@@ -233,7 +233,8 @@ def content(directory: Path, **changes: Any) -> dict[str, Any]:
     """The manifest's fields; `files` may be a number of them."""
     fields: dict[str, Any] = json.loads((directory / manifest.NAME).read_text("utf-8"))
     if isinstance(changes.get("files"), int):
-        more = {f"f{i}": {"bytes": 0, "sha256": OTHER} for i in range(changes.pop("files") - 1)}
+        names = [f"F{i}_a-b.C" for i in range(changes.pop("files") - 1)]
+        more = {name: {"bytes": 0, "sha256": OTHER} for name in names}
         changes["files"] = fields["files"] | more
     return fields | changes
 
