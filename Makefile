@@ -35,11 +35,11 @@ $(BRIDGE): $(NODE_MODULES) $(wildcard electron_bridge/src/*.ts electron_bridge/e
 	touch $@
 
 demo: install
-	$(PY) -m build demo --bar clear_neighbours_kept=0.9 --out $(DEMO)  # docs/build.md says why
+	$(PY) -m build demo --images 4 --out $(DEMO)  # docs/build.md says why
 	node examples/demo.mjs $(DEMO)
 
 $(DEMO)/manifest.json: .venv/.installed
-	$(PY) -m build demo --bar clear_neighbours_kept=0.9 --out $(DEMO)
+	$(PY) -m build demo --images 4 --out $(DEMO)
 
 # The example app in a browser: prints an address on the loopback interface.
 app: install $(DEMO)/manifest.json

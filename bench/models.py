@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from build.artifacts import FLOAT, WEIGHTS, Artifact, Projection, Step, read_geo
 from build.checkpoint import locate
 from build.export import Export
 from build.recipes import RECIPES, Choice
-from build.validate import Validate
 from sidecar import model_files
 
 ROOT = Path(__file__).parents[1]
@@ -42,11 +40,8 @@ Found = dict[str, Any]
 
 def recipe(name: str, source: Step, random: bool) -> Found:
     """The model directory that `python -m build` makes."""
-    steps = RECIPES[name](Choice(projection=PROJECTION, no_bars=True))
-    if random:
-        steps = [
-            replace(step, images=FEW) if isinstance(step, Validate) else step for step in steps
-        ]
+    pictures = FEW if random else images.VALIDATION
+    steps = RECIPES[name](Choice(projection=PROJECTION, no_bars=True, images=pictures))
     chain = (source, *steps)
     model = WORK / "models" / f"{name}-{pipeline.keys(chain)[-1]}"
     if not model.exists():

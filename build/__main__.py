@@ -49,6 +49,7 @@ def build(
     tell: pipeline.Tell = lambda _: None,
 ) -> None:
     """Make the model directory `out`, which appears all at once. Raises BuildError."""
+    choice = choice or Choice()
     refuse_strangers(out)
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after half an hour of work
     if not os.access(out.parent, os.W_OK):
@@ -61,7 +62,7 @@ def build(
         )
     else:
         first = locate(source, revision)
-    steps = (first, *RECIPES[recipe](choice or Choice()))
+    steps = (first, *RECIPES[recipe](choice))
     key = pipeline.keys(steps)[-1]
     if _is_current(out, key):
         tell(f"{out} is up to date")
@@ -70,6 +71,8 @@ def build(
     place(made, out, {"seconds": pipeline.times(steps, work), KEY: key})
     if not keep_work:
         pipeline.clean(steps, work)
+    if choice.share:
+        tell(f"validated on {choice.share} images; without --images, on all")
     tell(f"{out} is ready")
 
 
@@ -158,6 +161,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--bar", action="append", default=[], metavar="NAME=VALUE", help="in place of the recipe's"
     )
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="validate on fewer images, which is quicker"
+    )
     parser.add_argument("--no-bars", action="store_true", help="report, whatever the figures are")
     return parser.parse_args(argv)
 
@@ -167,7 +173,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     options = _arguments(argv)
     try:
-        choice = Choice.parse(options.projection, options.calibrate, options.bar, options.no_bars)
+        choice = Choice.parse(
+            options.projection, options.calibrate, options.bar, options.no_bars, options.images
+        )
         build(
             options.source,
             options.out,

@@ -33,6 +33,7 @@ class Artifact(StrEnum):
     QUANTISED_GRAPHS = "quantised graphs"  # QUANTISED, its weights, CUSTOM_OP_GRAPHS over them
     GOLDEN = "golden record"  # GOLDEN_RECORD
     FLAT_LIMITS = "limits for flat images"  # FLAT_LIMITS
+    REFERENCE = "reference"  # outputs of the float model: read_outputs
     REPORT = "report"  # REPORT
     MANIFEST = "manifest"  # manifest.json, and the final REPORT
 
@@ -205,6 +206,30 @@ def read_flat_limits(directory: Path) -> Mapping[int, float]:
     """Read the artefact FLAT_LIMITS."""
     limits = json.loads((directory / FLAT_LIMITS).read_text("utf-8"))
     return {int(side): float(limit) for side, limit in limits.items()}
+
+
+Outputs = dict[str, dict[str, NDArray[np.float32]]]  # by image, by output; batches of one
+
+
+def write_outputs(outputs: Outputs, out: Path, side: int) -> None:
+    """Write what a model gave for images of `side` pixels."""
+    arrays = {
+        f"{image}/{output}": np.ascontiguousarray(array)
+        for image, by_output in outputs.items()
+        for output, array in by_output.items()
+    }
+    save_file(arrays, out / f"{side}.safetensors")
+
+
+def read_outputs(directory: Path) -> dict[int, Outputs]:
+    """By side, what `write_outputs` wrote; the smallest side first."""
+    found: dict[int, Outputs] = {}
+    for file in sorted(directory.glob("*.safetensors"), key=lambda file: int(file.stem)):
+        outputs = found[int(file.stem)] = {}
+        for name, array in load_file(file).items():
+            image, _, output = name.rpartition("/")
+            outputs.setdefault(image, {})[output] = array
+    return found
 
 
 def plain_graph(directory: Path) -> Path:

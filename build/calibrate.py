@@ -1,15 +1,17 @@
 """Quantises each linear layer to 8 bits so that its output on a few real images stays the same.
 
-Layer after layer, the images go through the tower twice: in float, and through the layers that
-were quantised so far. For each group of layers that share an input, every scheme is tried, and the
-cheapest that is precise enough is used. Then GPTQ chooses the integers, and the biases take up the
-mean error that remains. Only calibration lives here: no ONNX.
+The images are a few pictures at half the native size, and many small views (`views.py`). Layer
+after layer they go through the tower twice: in float, and through the layers that were quantised so
+far. The tokens of all images are packed into one sequence [1, tokens, channels]; only attention and
+per-tensor ranges know which token belongs to which image. For each group of layers that share an
+input, every scheme is tried, and the cheapest that is precise enough is used. Then GPTQ chooses the
+integers, and the biases take up the mean error that remains. Only calibration lives here: no ONNX.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface
 
 from build import images
 from build.artifacts import (
@@ -29,13 +32,16 @@ from build.artifacts import (
     read_geometry,
     write_plan,
 )
-from build.gptq import gptq, hessian
+from build.gptq import factorise, gptq, hessian
 from build.reference import load
+from build.views import views
 from sidecar.job import PixelValues, Rgb
 
 PICTURES = 16  # that are taken of a folder
-SEARCH_TOKENS = 256  # on which the schemes are compared
-CALIBRATION_TOKENS = 8192  # that the Hessian is made of
+SEARCH_TOKENS = 512  # on which the schemes are compared
+CALIBRATION_TOKENS = 12288  # that the Hessian is made of
+CHUNK = 8  # images that go through the patch embedding, or through attention, at once
+PACKED = "packed"  # the name of `attend` for Transformers
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,10 @@ class Folder:
 
 @dataclass(frozen=True)
 class Group:
-    """Linear layers that share an input, and the module that their smoothing is folded into."""
+    """Linear layers that share an input."""
 
     layers: tuple[str, ...]
-    folded_into: str | None  # a LayerNorm or a linear layer; None: there is a GELU in front
+    folded_into: str | None  # their smoothing: a LayerNorm or a linear layer; None: behind a GELU
 
 
 GROUPS = (
@@ -70,23 +76,48 @@ GROUPS = (
 )
 
 
-class Simulated(nn.Module):
+Sizes = tuple[tuple[int, int], ...]  # by batch: how many images, and the tokens of each
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The tokens of all images, [1, tokens, channels], and where one image ends."""
+
+    tokens: Tensor
+    sizes: Sizes
+
+    def unpack(self) -> list[Tensor]:
+        """The batches, [n, tokens, channels]."""
+        parts = self.tokens[0].split([count * tokens for count, tokens in self.sizes])
+        return [part.unflatten(0, size) for part, size in zip(parts, self.sizes, strict=True)]
+
+
+@dataclass
+class Simulated:
     """A quantised linear layer, computed in float as the 8-bit graph computes it."""
 
-    def __init__(self, integers: Tensor, scale: Tensor, smoothing: Tensor, scheme: Scheme) -> None:
-        super().__init__()
-        self.integers, self.scale = integers, scale  # [in, out], [out]
-        self.smoothing = smoothing  # [in]
-        self.scheme = scheme
-        self.error = 0.0
-        self.bias = torch.zeros_like(scale)
+    integers: Tensor  # [in, out]
+    scale: Tensor  # [out]
+    smoothing: Tensor  # [in]
+    scheme: Scheme
+    error: float = 0.0  # relative squared error before GPTQ
+    bias: Tensor = field(default_factory=lambda: torch.zeros(1))  # [out]
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
+        """What the smoothed input is multiplied with: [in, out]."""
+        return self.integers * self.scale
+
+    def __call__(self, x: Tensor) -> Tensor:
         """[n, tokens, in] to [n, tokens, out]."""
-        return self.input(x) @ (self.integers * self.scale) + self.bias
+        return self.round(x) @ self.weight + self.bias
 
-    def input(self, x: Tensor) -> Tensor:
-        """The input [n, tokens, in], smoothed, and rounded to the values that 8 bits can hold."""
+    def input(self, x: Packed) -> Tensor:
+        """The input, smoothed, and rounded to the values that 8 bits can hold: [1, tokens, in]."""
+        return pack([self.round(batch) for batch in x.unpack()]).tokens
+
+    def round(self, x: Tensor) -> Tensor:
+        """The same for one batch [n, tokens, in]."""
         x = x / self.smoothing
         match self.scheme.activations:
             case "float":
@@ -96,6 +127,33 @@ class Simulated(nn.Module):
             case "per_token":
                 token = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8)
                 return fake_quantise(x / token) * token
+
+
+@dataclass(frozen=True)
+class Site:
+    """A group of linear layers in its place, and its input before and after quantisation."""
+
+    modules: tuple[Any, ...]  # of nn.Linear
+    exact: Tensor  # the input in float, [1, tokens, in]
+    actual: Packed  # the input after the layers quantised so far
+
+    @property
+    def weight(self) -> Tensor:
+        """Of all layers, side by side: [in, out]."""
+        return torch.cat([module.weight.T for module in self.modules], dim=1)
+
+    def split(self, whole: Simulated, lost: Tensor) -> list[Simulated]:
+        """The layers one by one; their biases take up the mean error `lost` [out]."""
+        layers = []
+        start = 0
+        for module in self.modules:
+            part = slice(start, start := start + module.weight.shape[0])
+            scale, bias = whole.scale[part], module.bias + lost[part].float()
+            integers = whole.integers[:, part]
+            layers.append(
+                Simulated(integers, scale, whole.smoothing, whole.scheme, whole.error, bias)
+            )
+        return layers
 
 
 @dataclass(frozen=True)
@@ -111,6 +169,8 @@ class Calibrate:
     per_token_gain: float = 1.2  # a factor
     max_error: float = 0.01  # squared error, relative to the squared output
     percdamp: float = 0.01  # of GPTQ
+    views: int = 64
+    seed: int = 1  # of the views
     folder: Folder | None = None
 
     reads: ClassVar = (Artifact.CHECKPOINT,)
@@ -118,80 +178,84 @@ class Calibrate:
 
     def __call__(self, inputs: Inputs, out: Path) -> None:
         checkpoint = inputs[Artifact.CHECKPOINT]
-        tower = load(checkpoint, "linear").tower
+        tower = load(checkpoint, "linear", attention=PACKED).tower
+        batches = [torch.from_numpy(pixels) for pixels in self._batches(read_geometry(checkpoint))]
         linears: list[QuantisedLinear] = []
         folded: dict[str, Any] = {}
         with torch.inference_mode():
-            pixels = torch.from_numpy(self._pixels(read_geometry(checkpoint)))
-            exact = actual = tower.embeddings(pixels, interpolate_pos_encoding=True)
+            exact = actual = pack([_embed(tower, pixels) for pixels in batches])
             for number, layer in enumerate(inputs.progress(tower.encoder.layers, "layers")):
+                name = f"tower.encoder.layers.{number}"
                 exact, actual, quantised = self.layer(layer, exact, actual)
-                made, parameters = fold(layer, quantised, f"tower.encoder.layers.{number}")
-                linears += made
+                lowered, parameters = fold(layer, quantised, name)
+                linears += lowered
                 folded |= parameters
         write_plan(Plan(tuple(linears), folded), out)
 
     def layer(
-        self, layer: nn.Module, exact: Tensor, actual: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Simulated]]:
+        self, layer: nn.Module, exact: Packed, actual: Packed
+    ) -> tuple[Packed, Packed, dict[str, Simulated]]:
         """Quantise one encoder layer.
 
-        `exact` [n, tokens, hidden] is its input in float, `actual` its input after the layers
-        quantised so far. Both outputs, and the quantised linear layers by name.
+        `exact` is its input in float, `actual` its input after the layers quantised so far. Both
+        outputs, and the quantised linear layers by name.
         """
-        with recorded(layer) as float_inputs:
+        twin = copy.deepcopy(layer)
+        with recorded(layer) as before:
             exact = run(layer, exact)
-        quantised: dict[str, Simulated] = {}
 
-        def quantise(group: Group, x: Tensor) -> None:
-            modules = [layer.get_submodule(name) for name in group.layers]
-            layers = self.quantise(modules, float_inputs[group.layers[0]], x)
-            quantised.update(zip(group.layers, layers, strict=True))
+        def quantise(group: Group, x: Packed) -> dict[str, Simulated]:
+            site = Site(
+                tuple(layer.get_submodule(name) for name in group.layers),
+                before.pop(group.layers[0]),
+                x,
+            )
+            return dict(zip(group.layers, self.quantise(site), strict=True))
 
-        with replaced(layer, quantised, quantise):
-            actual = run(layer, actual)
+        with replaced(twin, actual.sizes, quantise) as quantised:
+            actual = run(twin, actual)
         return exact, actual, quantised
 
-    def quantise(self, modules: Sequence[Any], exact: Tensor, actual: Tensor) -> list[Simulated]:
-        """A group's layers in 8 bits; `exact` and `actual` are their input, as in `layer`."""
-        weight = torch.cat([module.weight.T for module in modules], dim=1)
-        scheme, error = self.choose(actual, weight)
-        s = smoothing(actual, weight, scheme.alpha)
-        smoothed = weight * s[:, None]
+    def quantise(self, site: Site) -> list[Simulated]:
+        """A group's layers in 8 bits."""
+        scheme, error = self.choose(site.actual, site.weight)
+        s = smoothing(site.actual.tokens, site.weight, scheme.alpha)
+        smoothed = site.weight * s[:, None]
         _, scale = symmetric(smoothed)
-        x = Simulated(smoothed, scale, s, scheme).input(actual)
+        x = Simulated(smoothed, scale, s, scheme).input(site.actual)
         sample = sample_tokens(x, CALIBRATION_TOKENS)
-        integers = gptq(smoothed / scale, hessian(sample), self.percdamp)
-        lost = mean(exact) @ weight.double() - mean(x) @ (integers * scale).double()
-        layers = []
-        start = 0
-        for module in modules:
-            part = slice(start, start := start + module.weight.shape[0])
-            layers.append(Simulated(integers[:, part], scale[part], s, scheme))
-            layers[-1].error = float(f"{error:.3g}")
-            layers[-1].bias = module.bias + lost[part].float()
-        return layers
+        integers = gptq(smoothed / scale, factorise(hessian(sample), self.percdamp))
+        lost = mean(site.exact) @ site.weight.double() - mean(x) @ (integers * scale).double()
+        return site.split(Simulated(integers, scale, s, scheme, error), lost)
 
-    def choose(self, x: Tensor, weight: Tensor) -> tuple[Scheme, float]:
-        """The scheme for a group with input `x` [n, tokens, in] and `weight` [in, out].
+    def choose(self, actual: Packed, weight: Tensor) -> tuple[Scheme, float]:
+        """The scheme for a group with input `actual` and `weight` [in, out].
 
         With it the squared error that it makes, relative to the squared output.
         """
-        sample = sample_tokens(x, SEARCH_TOKENS)
-        exact = sample @ weight
-        total = exact.square().sum().clamp(min=1e-30)
+        batches = actual.unpack()
+        samples = [sample_tokens(batch, SEARCH_TOKENS // len(batches)) for batch in batches]
         # A per-tensor range is that of all tokens: each channel's extremes join as two tokens.
-        extremes = x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)
-        whole = torch.cat([sample, *extremes], dim=1)
+        whole = [
+            torch.cat([sample, batch.amin(dim=1, keepdim=True), batch.amax(dim=1, keepdim=True)], 1)
+            for sample, batch in zip(samples, batches, strict=True)
+        ]
+        exact = [sample @ weight for sample in samples]
+        total = sum(y.square().sum() for y in exact)
         best: dict[str, tuple[float, Scheme]] = {}
         for alpha in self.alphas:
-            s = smoothing(x, weight, alpha)
+            s = smoothing(actual.tokens, weight, alpha)
             integers, scale = symmetric(weight * s[:, None])
             for scheme in (Scheme("per_tensor", alpha), Scheme("per_token", alpha)):
-                layer = Simulated(integers, scale, s, scheme)
                 kind = scheme.activations
-                y = layer(whole if kind == "per_tensor" else sample)[:, : sample.shape[1]]
-                error = float((y - exact).square().sum() / total)
+                layer = Simulated(integers, scale, s, scheme)
+                squares = sum(
+                    (layer(seen)[:, : y.shape[1]] - y).square().sum()
+                    for seen, y in zip(
+                        whole if kind == "per_tensor" else samples, exact, strict=True
+                    )
+                )
+                error = float(squares / max(float(total), 1e-30))
                 if kind not in best or error < best[kind][0]:
                     best[kind] = error, scheme
         per_tensor, per_token = best["per_tensor"], best["per_token"]
@@ -201,46 +265,89 @@ class Calibrate:
             return Scheme("float", None), error
         return scheme, error
 
-    def _pixels(self, shape: Geometry) -> PixelValues:
-        """[n, 3, side, side]: pictures, and the center of each, enlarged.
+    def _batches(self, shape: Geometry) -> list[PixelValues]:
+        """Batches [n, 3, side, side]: pictures and their centers, enlarged; then small views.
 
         Smooth pictures suffer most from quantisation: all their tokens err in one direction. At
-        half the native size, four times as many fit into the time.
+        half the native size, four times as many fit into the time; views are smaller still.
         """
         if self.folder:
             pictures = list(images.folder(self.folder.path).values())
+            sources = pictures = pictures[:: -(-len(pictures) // PICTURES)]
         else:
             pictures = [images.bundled(name) for name in images.CALIBRATION]
-        pictures = pictures[:: -(-len(pictures) // PICTURES)]
+            sources = pictures + [images.bundled(name) for name in images.VIEWS]
         side = shape.resolutions[(len(shape.resolutions) - 1) // 2]
-        return np.concatenate(
-            [
-                images.pixel_values(part, side, side, shape.normalisation)
-                for rgb in pictures
-                for part in (rgb, center_crop(rgb))
-            ]
+        how = shape.normalisation
+        whole = [part for rgb in pictures for part in (rgb, center_crop(rgb))]
+        small = views(sources, self.views, self.seed)
+        return [
+            np.concatenate([images.pixel_values(rgb, size, size, how) for rgb in batch])
+            for batch, size in ((whole, side), (small, shape.step))
+            if batch
+        ]
+
+
+def pack(batches: Sequence[Tensor]) -> Packed:
+    """Batches [n, tokens, channels] as one sequence."""
+    sizes: Sizes = tuple((batch.shape[0], batch.shape[1]) for batch in batches)
+    return Packed(torch.cat([batch.flatten(0, 1) for batch in batches])[None], sizes)
+
+
+def run(layer: nn.Module, hidden: Packed) -> Packed:
+    """Transformers' own encoder layer, whose attention must be `attend`."""
+    # The mask is passed on to `attend` as it is: there it says where an image ends.
+    output = layer(hidden.tokens, torch.tensor(hidden.sizes))
+    return Packed(output if isinstance(output, Tensor) else output[0], hidden.sizes)
+
+
+def attend(
+    _module: nn.Module,
+    query: Tensor,  # [1, heads, tokens, size]
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,  # [batches, 2]: how many images, and the tokens of each
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each image of a packed sequence: [1, tokens, heads, size].
+
+    Without a mask, that of a batch of images.
+    """
+    if attention_mask is None:
+        y = nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling)
+        return y.transpose(1, 2), None
+    batches = []
+    start = 0
+    for count, tokens in attention_mask.tolist():
+        part = slice(start, start := start + count * tokens)
+        q, k, v = (
+            x[0, :, part].unflatten(1, (count, tokens)).transpose(0, 1) for x in (query, key, value)
         )
+        y = nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)
+        batches.append(y.transpose(1, 2).flatten(0, 1))
+    return torch.cat(batches)[None], None
 
 
-def run(layer: nn.Module, hidden: Tensor) -> Tensor:
-    """Transformers' own encoder layer: [n, tokens, hidden] to the same."""
-    output = layer(hidden, None)
-    return output if isinstance(output, Tensor) else output[0]
+AttentionInterface.register(PACKED, attend)
+
+
+def _embed(tower: Any, pixels: Tensor) -> Tensor:
+    """[n, 3, side, side] to [n, tokens, hidden], a few images at a time."""
+    parts = [tower.embeddings(part, interpolate_pos_encoding=True) for part in pixels.split(CHUNK)]
+    return torch.cat(parts)
 
 
 @contextmanager
 def recorded(layer: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """While inside: the input of each linear layer of GROUPS, by name, once `layer` has run."""
+    """While inside: the input of the first linear layer of each of GROUPS, once `layer` ran."""
     inputs: dict[str, Tensor] = {}
 
     def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, arguments: inputs.update({name: arguments[0]})
 
-    handles = [
-        layer.get_submodule(name).register_forward_pre_hook(record(name))
-        for group in GROUPS
-        for name in group.layers
-    ]
+    names = [group.layers[0] for group in GROUPS]
+    handles = [layer.get_submodule(name).register_forward_pre_hook(record(name)) for name in names]
     try:
         yield inputs
     finally:
@@ -251,31 +358,38 @@ def recorded(layer: nn.Module) -> Iterator[dict[str, Tensor]]:
 @contextmanager
 def replaced(
     layer: nn.Module,
-    quantised: dict[str, Simulated],
-    quantise: Callable[[Group, Tensor], None],
-) -> Iterator[None]:
-    """While inside: each linear layer of GROUPS gives what its quantised version gives.
+    sizes: Sizes,
+    quantise: Callable[[Group, Packed], dict[str, Simulated]],
+) -> Iterator[dict[str, Simulated]]:
+    """While inside, `layer` computes as if quantised; the quantised linear layers by name.
 
-    When the first layer of a group runs, `quantise` is called with the group's input and must add
-    its layers to `quantised`.
+    Before a group runs, `quantise` gets the group and its input. Its weights then replace those of
+    `layer`, and the layers of the group get the input that 8 bits leave.
     """
+    quantised: dict[str, Simulated] = {}
+    latest: dict[str, Tensor] = {}  # of the group that runs, the input in 8 bits
 
-    def replace(group: Group, name: str) -> Callable[..., Tensor]:
-        def hook(_: nn.Module, arguments: tuple[Tensor, ...], _output: Tensor) -> Tensor:
-            if name not in quantised:
-                quantise(group, arguments[0])
-            result: Tensor = quantised[name](arguments[0])
-            return result
+    def replace(group: Group) -> Callable[..., tuple[Tensor]]:
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
+            if group.layers[0] not in quantised:
+                x = Packed(arguments[0], sizes)
+                quantised.update(quantise(group, x))
+                for name in group.layers:
+                    linear, simulated = layer.get_submodule(name), quantised[name]
+                    linear.get_parameter("weight").copy_(simulated.weight.T)
+                    linear.get_parameter("bias").copy_(simulated.bias)
+                latest["x"] = quantised[group.layers[0]].input(x)
+            return (latest["x"],)
 
         return hook
 
     handles = [
-        layer.get_submodule(name).register_forward_hook(replace(group, name))
+        layer.get_submodule(name).register_forward_pre_hook(replace(group))
         for group in GROUPS
         for name in group.layers
     ]
     try:
-        yield
+        yield quantised
     finally:
         for handle in handles:
             handle.remove()
@@ -307,7 +421,7 @@ def fold(
         QuantisedLinear(
             name=f"{prefix}.{name}",
             scheme=module.scheme,
-            error=module.error,
+            error=float(f"{module.error:.3g}"),
             weight=module.integers.to(torch.int8).numpy(),
             scale=module.scale.numpy(),
             bias=module.bias.numpy(),

@@ -5,6 +5,7 @@ https://arxiv.org/abs/2210.17323, whose symbols this file uses. Pure: tensors in
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,31 +19,20 @@ def hessian(x: Tensor) -> Tensor:
     return (rows.T @ rows).double() / len(rows)
 
 
-def gptq(weight: Tensor, hessian: Tensor, percdamp: float) -> Tensor:
-    """Integers from -127 to 127 for `weight` [in, out], whose unit is one quantisation step.
+@dataclass(frozen=True)
+class Factor:
+    """What GPTQ needs of H: an order of its input channels, and U with H⁻¹ = Uᵀ U in that order."""
 
-    Input channels are quantised one after another, those with the largest inputs first
-    (`act_order`); each error is compensated by the channels that follow. `percdamp` is added to
-    H's diagonal, relative to its mean.
-    """
+    order: Tensor  # [in], the channels with the largest inputs first (`act_order`)
+    hinv: Tensor  # U, [in, in], upper triangular, in double precision
+
+
+def factorise(hessian: Tensor, percdamp: float) -> Factor:
+    """`percdamp` is added to H's diagonal, relative to its mean."""
     order = hessian.diagonal().argsort(descending=True, stable=True)
     h = hessian[order][:, order]
     h.diagonal().add_(percdamp * h.diagonal().mean() + 1e-30)
-    w = weight.double()[order]
-    with one_thread():
-        hinv = inverse_cholesky(h)
-        for start in range(0, len(w), BLOCK):
-            block = slice(start, start + BLOCK)
-            errors = torch.empty_like(w[block])
-            for i, row in enumerate(hinv[block, block]):
-                q = w[start + i].round().clamp(-127, 127)
-                errors[i] = (w[start + i] - q) / row[i]
-                w[block][i + 1 :] -= torch.outer(row[i + 1 :], errors[i])
-                w[start + i] = q
-            w[start + BLOCK :] -= hinv[block, start + BLOCK :].T @ errors
-    integers = torch.empty_like(weight)
-    integers[order] = w.float()
-    return integers
+    return Factor(order, inverse_cholesky(h))
 
 
 def inverse_cholesky(h: Tensor) -> Tensor:
@@ -51,6 +41,29 @@ def inverse_cholesky(h: Tensor) -> Tensor:
     identity = torch.eye(len(root)).double()
     result: Tensor = torch.linalg.solve_triangular(root, identity, upper=True)
     return result
+
+
+def gptq(weight: Tensor, factor: Factor) -> Tensor:
+    """Integers from -127 to 127 for `weight` [in, out], whose unit is one quantisation step.
+
+    Input channels are quantised one after another; each error is compensated by the channels that
+    follow.
+    """
+    hinv = factor.hinv.float()
+    w = weight[factor.order]
+    for start in range(0, len(w), BLOCK):
+        block = slice(start, start + BLOCK)
+        errors = torch.empty_like(w[block])
+        with one_thread():
+            for i, row in enumerate(hinv[block, block]):
+                q = w[start + i].round().clamp(-127, 127)
+                errors[i] = (w[start + i] - q) / row[i]
+                w[block][i + 1 :].addr_(row[i + 1 :], errors[i], alpha=-1)
+                w[start + i] = q
+        w[start + BLOCK :].addmm_(hinv[block, start + BLOCK :].T, errors, alpha=-1)
+    integers = torch.empty_like(weight)
+    integers[factor.order] = w
+    return integers
 
 
 @contextmanager

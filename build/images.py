@@ -1,4 +1,4 @@
-"""Real photographs, scans and pages, in three sets that share no image, and how they are read.
+"""Real photographs, scans and pages in sets, and how they are read. VALIDATION shares none.
 
 They come with packages that the build needs anyway, so that nothing is downloaded. scikit-image
 and PyWavelets name the origin and the licence of each.
@@ -17,6 +17,8 @@ from sidecar.manifest import Normalisation
 LARGEST = 100_000_000  # pixels
 
 DEMO_PROJECTOR = ("chelsea.png", "motorcycle_left.png", "cell.png")
+# Parts of these and of CALIBRATION become calibration views.
+VIEWS = ("cell.png", "color.png", "phantom.png")
 CALIBRATION = ("motorcycle_right.png", "brick.png", "ihc.png", "text.png")
 VALIDATION = (
     *("astronaut.png", "camera.png", "clock_motion.png", "coffee.png", "coins.png", "grass.png"),

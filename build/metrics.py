@@ -18,6 +18,7 @@ from sidecar.job import OUTPUTS
 CLEAR = 0.005  # a nearest neighbour that leads the runner-up by this much in cosine is a clear one
 
 Array = NDArray[np.float32]
+Outputs = Mapping[str, Mapping[str, Array]]  # by image, by output; batches of one
 
 
 class NotFinite(ValueError):
@@ -33,9 +34,7 @@ class Figure:
     image: str
 
 
-def compare(
-    expected: Mapping[str, Mapping[str, Array]], actual: Mapping[str, Mapping[str, Array]]
-) -> Iterator[tuple[str, Figure]]:
+def compare(expected: Outputs, actual: Outputs) -> Iterator[tuple[str, Figure]]:
     """By name, the figures of a report; each output is of a batch of one, by image and by name.
 
     Raises NotFinite.
@@ -137,6 +136,34 @@ def neighbours(
     ordered = np.sort(before, axis=1)
     kept = before.argmax(axis=1) == after.argmax(axis=1)
     return kept, ordered[:, -1] - ordered[:, -2] >= CLEAR
+
+
+@dataclass(frozen=True)
+class Change:
+    """An image whose nearest neighbour changed, and by how much the old one had led the new one."""
+
+    image: str
+    before: str
+    after: str
+    lead: float  # in cosine, before quantisation; what changes by less than CLEAR was a close call
+
+
+def changes(expected: Outputs, actual: Outputs) -> list[Change]:
+    """Every image whose nearest neighbour changed, the clearest loss first."""
+    names = list(expected)
+    before, after = (
+        similarities(np.concatenate([outputs[name][OUTPUTS[2]] for name in names]))
+        for outputs in (expected, actual)
+    )
+    np.fill_diagonal(before, -np.inf)
+    np.fill_diagonal(after, -np.inf)
+    nearest = zip(names, before.argmax(axis=1), after.argmax(axis=1), before, strict=True)
+    changed = [
+        Change(name, names[old], names[new], float(row[old] - row[new]))
+        for name, old, new, row in nearest
+        if old != new
+    ]
+    return sorted(changed, key=lambda change: -change.lead)
 
 
 def kendall(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

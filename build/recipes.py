@@ -11,8 +11,10 @@ from build.artifacts import Artifact, BuildError, Projection, Step
 from build.calibrate import Calibrate, Folder
 from build.export import Export
 from build.flat import MeasureFlat
+from build.images import VALIDATION
 from build.package import Golden, Package
 from build.quantise import Quantise, Seed
+from build.reference_outputs import Reference
 from build.validate import Bars, Validate
 
 FAITHFUL = Bars(
@@ -34,6 +36,7 @@ class Choice:
     calibrate: Folder | None = None
     bars: tuple[tuple[str, float], ...] = ()  # in place of the recipe's, by name
     no_bars: bool = False
+    images: tuple[str, ...] = VALIDATION
 
     @classmethod
     def parse(
@@ -42,8 +45,12 @@ class Choice:
         calibrate: Path | None,
         bars: Sequence[str],
         no_bars: bool,
+        images: int | None = None,
     ) -> "Choice":
-        """From what was typed; `bars` are NAME=VALUE. Raises BuildError, OSError."""
+        """From what was typed; `bars` are NAME=VALUE, `images` how many to validate on.
+
+        Raises BuildError, OSError.
+        """
         known = [field.name for field in fields(Bars)]
         parsed = []
         for text in bars:
@@ -55,11 +62,28 @@ class Choice:
             if name not in known:
                 raise BuildError(f"expected --bar with one of {', '.join(known)}, found {name}.")
         folder = Folder.at(calibrate) if calibrate else None
-        return cls(projection, folder, tuple(parsed), no_bars)
+        every = len(VALIDATION)
+        if images is not None and not 2 <= images <= every:
+            raise BuildError(f"expected --images from 2 to {every}, found {images}.")
+        count = images or every
+        chosen = tuple(VALIDATION[number * every // count] for number in range(count))
+        return cls(projection, folder, tuple(parsed), no_bars, chosen)
+
+    @property
+    def share(self) -> str:
+        """On how many of the images it validates: "4 of 16", or empty for all."""
+        used, every = len(self.images), len(VALIDATION)
+        return "" if used == every else f"{used} of {every}"
 
     def hold(self, recipe: Bars) -> Bars:
-        """The recipe's bars, changed as chosen."""
-        return Bars() if self.no_bars else replace(recipe, **dict(self.bars))
+        """The recipe's bars, changed as chosen. Rankings are only held to them on all images."""
+        if self.no_bars:
+            return Bars()
+        if self.share:
+            recipe = replace(
+                recipe, neighbours_kept=None, clear_neighbours_kept=None, kendall_tau=None
+            )
+        return replace(recipe, **dict(self.bars))
 
 
 def default(choice: Choice) -> Sequence[Step]:
@@ -71,7 +95,8 @@ def default(choice: Choice) -> Sequence[Step]:
         Quantise(),
         Golden(),
         MeasureFlat(),
-        Validate(projection, bars=choice.hold(FAITHFUL)),
+        Reference(projection, images=choice.images),
+        Validate(bars=choice.hold(FAITHFUL)),
         Package("default", projection),
     )
 
@@ -84,7 +109,8 @@ def seed(choice: Choice) -> Sequence[Step]:
         Seed(),
         Golden(dynamic=False),
         MeasureFlat(dynamic=False),
-        Validate(projection, dynamic=False, bars=choice.hold(Bars())),
+        Reference(projection, dynamic=False, images=choice.images),
+        Validate(bars=choice.hold(Bars())),
         Package("seed", projection, dynamic=False),
     )
 
@@ -97,7 +123,8 @@ def unquantised(choice: Choice) -> Sequence[Step]:
         Export(projection),
         Golden(graphs),
         MeasureFlat(graphs),
-        Validate(projection, graphs, bars=choice.hold(Bars(token_cosine_min=0.9999))),
+        Reference(projection, images=choice.images),
+        Validate(graphs, bars=choice.hold(Bars(token_cosine_min=0.9999))),
         Package("float", projection, graphs),
     )
 

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-
 from build import images
 from build.artifacts import (
     CUSTOM_OP_GRAPHS,
@@ -17,16 +15,15 @@ from build.artifacts import (
     Artifact,
     BuildError,
     Inputs,
-    Projection,
+    Outputs,
     plain_graph,
     read_geometry,
+    read_outputs,
     size,
 )
-from build.metrics import Array, Figure, NotFinite, compare, plots
-from build.reference import load
+from build.metrics import Change, Figure, NotFinite, changes, compare, plots
 from sidecar import custom_ops
 from sidecar.custom_ops import CustomOpsUnavailable
-from sidecar.job import OUTPUTS
 from sidecar.session import Session, saturates
 
 
@@ -47,62 +44,59 @@ class Bars:
 
 @dataclass(frozen=True)
 class Validate:
-    """Reads CHECKPOINT, FLOAT_GRAPH and `graphs`, writes REPORT.
+    """Reads CHECKPOINT, FLOAT_GRAPH, REFERENCE and `graphs`, writes REPORT.
 
-    It measures the plain graph and, where this machine runs it, the fastest with custom ops.
+    It measures the plain graph and, where this machine runs it, the fastest with custom ops, on the
+    images of REFERENCE and at its sizes.
     """
 
-    projection: Projection = "projector"
     graphs: Artifact = Artifact.QUANTISED_GRAPHS
-    dynamic: bool = True  # the graph takes other resolutions than the native one
     bars: Bars = field(default_factory=Bars)
-    images: tuple[str, ...] = images.VALIDATION
 
     writes: ClassVar = Artifact.REPORT
 
     @property
     def reads(self) -> tuple[Artifact, ...]:
-        return tuple(dict.fromkeys((Artifact.CHECKPOINT, Artifact.FLOAT_GRAPH, self.graphs)))
+        needed = (Artifact.CHECKPOINT, Artifact.FLOAT_GRAPH, Artifact.REFERENCE, self.graphs)
+        return tuple(dict.fromkeys(needed))
 
     def __call__(self, inputs: Inputs, out: Path) -> None:
         graph = plain_graph(inputs[self.graphs])
-        shape = read_geometry(inputs[Artifact.CHECKPOINT])
-        encoder = load(inputs[Artifact.CHECKPOINT], self.projection)
+        how = read_geometry(inputs[Artifact.CHECKPOINT]).normalisation
+        reference = read_outputs(inputs[Artifact.REFERENCE])
         sessions = {"plain": Session(graph)}
         try:
             fastest, kernels = best_graph(inputs[self.graphs])
             sessions["kernels"] = Session(fastest, custom_ops=True)
         except CustomOpsUnavailable as error:
             kernels = str(error)
-        pictures = {name: images.bundled(name) for name in self.images}
-        sides = [shape.native]
-        if self.dynamic and shape.native % (2 * shape.step) == 0:
-            sides.insert(0, shape.native // 2)
         figures: dict[str, dict[int, dict[str, Figure]]] = {name: {} for name in sessions}
         drawn: dict[str, dict[str, object]] = {name: {} for name in sessions}
-        for side in sides:
-            expected: dict[str, dict[str, Array]] = {}
-            actual: dict[str, dict[str, dict[str, Array]]] = {name: {} for name in sessions}
-            for name, rgb in inputs.progress(pictures.items(), f"images at {side} pixels"):
-                pixels = images.pixel_values(rgb, side, side, shape.normalisation)
-                with torch.inference_mode():
-                    outputs = encoder(torch.from_numpy(pixels))
-                expected[name] = {
-                    output: tensor.numpy() for output, tensor in zip(OUTPUTS, outputs, strict=True)
-                }
+        changed: dict[str, dict[int, list[Change]]] = {name: {} for name in sessions}
+        for side, expected in reference.items():
+            actual: dict[str, Outputs] = {name: {} for name in sessions}
+            for name in inputs.progress(expected, f"images at {side} pixels"):
+                pixels = images.pixel_values(images.bundled(name), side, side, how)
                 for engine, session in sessions.items():
                     actual[engine][name] = session.run(pixels)
-            for engine, by_image in actual.items():
+            for engine, outputs in actual.items():
                 try:
-                    figures[engine][side] = dict(compare(expected, by_image))
-                    drawn[engine][str(side)] = plots(expected, by_image)
+                    figures[engine][side] = dict(compare(expected, outputs))
+                    drawn[engine][str(side)] = plots(expected, outputs)
                 except NotFinite as error:
                     raise BuildError(f"the {engine} graph at {side} pixels: {error}") from error
+                changed[engine][side] = changes(expected, outputs)
         report = {
             "resolutions": _plain(figures["plain"]),
             "kernels": {"here": kernels, "resolutions": _plain(figures.get("kernels", {}))},
+            "changed_neighbours": {
+                engine: {
+                    str(side): [asdict(change) for change in each] for side, each in by.items()
+                }
+                for engine, by in changed.items()
+            },
             "bars": asdict(self.bars),
-            "images": list(self.images),
+            "images": sorted({name for outputs in reference.values() for name in outputs}),
             "bytes": {
                 "float": size(inputs[Artifact.FLOAT_GRAPH] / FLOAT),
                 "model": size(graph),

@@ -65,11 +65,18 @@ def checkpoint(directory: Path, seed: int = 0, **vision: Any) -> Path:
 def build(out: Path, recipe: str = "default", seed: int = 0, **vision: Any) -> Path:
     """Build a tiny model directory; random weights are held to no bars."""
     from build.__main__ import build as run
+    from build.images import VALIDATION
     from build.recipes import Choice
 
     with tempfile.TemporaryDirectory() as scratch:
         source = checkpoint(Path(scratch) / "tiny", seed, **vision)
-        run(str(source), out, recipe, Choice(no_bars=True), work=Path(scratch) / "work")
+        run(
+            str(source),
+            out,
+            recipe,
+            Choice(no_bars=True, images=VALIDATION[:2]),
+            work=Path(scratch) / "work",
+        )
     return out
 
 

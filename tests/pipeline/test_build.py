@@ -16,9 +16,10 @@ from build import report
 from build.__main__ import build, main, place
 from build.artifacts import CUSTOM_OP_GRAPHS, Artifact, BuildError
 from build.checkpoint import locate
+from build.images import VALIDATION
 from build.metrics import Figure
 from build.pipeline import Inputs
-from build.recipes import Choice
+from build.recipes import RECIPES, Choice
 from build.reference import VisionEncoderWrapper, load, scores
 from build.validate import Bars, hold
 from sidecar import custom_ops, model_files
@@ -39,9 +40,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model directory for each recipe."""
     root = tmp_path_factory.mktemp("built")
-    for recipe in ("default", "seed", "float"):
-        build(str(checkpoint), root / recipe, recipe, Choice(no_bars=True), work=root / "work")
-    return {recipe: root / recipe for recipe in ("default", "seed", "float")}
+    for recipe in RECIPES:
+        choice = Choice(no_bars=True, images=VALIDATION if recipe == "default" else VALIDATION[:2])
+        build(str(checkpoint), root / recipe, recipe, choice, work=root / "work")
+    return {recipe: root / recipe for recipe in RECIPES}
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +153,9 @@ def test_every_weight_is_stored_in_8_bits(built: dict[str, Path]) -> None:
 def test_building_again_gives_the_same_bytes(
     built: dict[str, Path], checkpoint: Path, tmp_path: Path
 ) -> None:
+    few = Choice(no_bars=True, images=VALIDATION[:2])
     for recipe in ("default", "seed"):
-        build(str(checkpoint), tmp_path / recipe, recipe, Choice(no_bars=True), work=tmp_path / "w")
+        build(str(checkpoint), tmp_path / recipe, recipe, few, work=tmp_path / "w")
         again, first = model_files.load(tmp_path / recipe), model_files.load(built[recipe])
         assert again.files == first.files
 
@@ -166,7 +169,7 @@ def test_a_second_build_of_the_same_is_known_to_be_up_to_date(
             str(checkpoint),
             tmp_path / "out",
             "float",
-            Choice(no_bars=True),
+            Choice(no_bars=True, images=VALIDATION[:2]),
             work=tmp_path / "work",
             tell=told.append,
         )
@@ -178,6 +181,7 @@ def test_a_bar_out_of_reach_stops_the_build_with_image_output_and_distance(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [str(checkpoint), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    arguments += ["--images", "2"]
     assert main([*arguments, "--no-bars", "--recipe", "float"]) == 0
     before = model_files.load(tmp_path / "out").digest
     assert main([*arguments, "--recipe", "float", "--bar", "heatmap_r_min=1.5"]) == 1
@@ -193,6 +197,17 @@ def test_bars_of_none_hold_nothing_back() -> None:
     hold(Bars(), figures, "448 pixels")
     with pytest.raises(BuildError, match=r"kendall_tau of at least 0\.5 at 448 .* moon\.png"):
         hold(Bars(kendall_tau=0.5), figures, "448 pixels")
+
+
+def test_fewer_images_are_evenly_spread_and_hold_no_ranking() -> None:
+    choice = Choice.parse(None, None, ["kendall_tau=0.5"], False, 4)
+    assert choice.images == VALIDATION[::4]
+    assert choice.share == "4 of 16"
+    held = choice.hold(Bars(clear_neighbours_kept=1.0, kendall_tau=0.97, heatmap_r_min=0.9))
+    assert held == Bars(kendall_tau=0.5, heatmap_r_min=0.9)  # what was asked for is held
+    assert Choice.parse(None, None, [], False).images == VALIDATION
+    with pytest.raises(BuildError, match="from 2 to 16, found 1"):
+        Choice.parse(None, None, [], False, 1)
 
 
 def test_a_directory_that_is_not_a_model_is_never_replaced(

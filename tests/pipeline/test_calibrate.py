@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,16 +11,19 @@ from torch import Tensor
 from build.artifacts import Activations, Plan, Scheme, read_plan, write_plan
 from build.calibrate import (
     GROUPS,
+    PACKED,
     Calibrate,
+    Packed,
     Simulated,
     fake_quantise,
     fold,
+    pack,
     run,
     sample_tokens,
     smoothing,
     symmetric,
 )
-from build.gptq import gptq, hessian, inverse_cholesky
+from build.gptq import factorise, gptq, hessian, inverse_cholesky
 from tests import tiny
 
 
@@ -32,7 +36,7 @@ def similar_tokens() -> Tensor:
 def test_gptq_loses_less_of_the_products_than_rounding_to_nearest() -> None:
     x, weight = similar_tokens(), torch.randn(64, 32)
     nearest, scale = symmetric(weight)
-    chosen = gptq(weight / scale, hessian(x), percdamp=0.01)
+    chosen = gptq(weight / scale, factorise(hessian(x), percdamp=0.01))
     lost = [
         (x @ (integers * scale - weight)).mean(dim=1).square().mean()
         for integers in (nearest, chosen)
@@ -44,13 +48,13 @@ def test_gptq_loses_less_of_the_products_than_rounding_to_nearest() -> None:
 
 def test_gptq_of_uncorrelated_inputs_rounds_to_nearest() -> None:
     weight = 5 * torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
-    assert gptq(weight, torch.eye(8).double(), percdamp=0.01).equal(weight.round())
+    assert gptq(weight, factorise(torch.eye(8).double(), percdamp=0.01)).equal(weight.round())
 
 
 def test_gptq_by_hand() -> None:
     """Two equal inputs: what the first row is rounded off by, the second makes good."""
     h = torch.ones(2, 2).double()
-    chosen = gptq(torch.tensor([[0.4], [0.4]]), h, percdamp=1e-9)
+    chosen = gptq(torch.tensor([[0.4], [0.4]]), factorise(h, percdamp=1e-9))
     assert chosen.sum() == 1  # 0.4 + 0.4 = 0.8; rounding to nearest gives 0
 
 
@@ -113,7 +117,7 @@ def weight() -> Tensor:
 
 
 def test_even_inputs_get_per_tensor_activations() -> None:
-    scheme, error = Calibrate().choose(even_tokens(), weight())
+    scheme, error = Calibrate().choose(pack([even_tokens()]), weight())
     assert scheme.activations == "per_tensor"
     assert 0 < error < 1e-3
 
@@ -123,9 +127,9 @@ def test_tokens_of_very_different_size_get_scales_of_their_own() -> None:
     x[:, ::2] *= 100
     x[:, 1::2] *= 0.1
     # Only the relative error of all tokens counts: with the large ones gone, the small decide.
-    scheme, _ = Calibrate(per_token_gain=1.0).choose(x, weight())
+    scheme, _ = Calibrate(per_token_gain=1.0).choose(pack([x]), weight())
     assert scheme.activations == "per_token"
-    scheme, _ = Calibrate(per_token_gain=1e9).choose(x, weight())
+    scheme, _ = Calibrate(per_token_gain=1e9).choose(pack([x]), weight())
     assert scheme.activations == "per_tensor"  # a gain that is not worth its nodes
 
 
@@ -134,14 +138,14 @@ def test_outliers_in_a_channel_are_smoothed() -> None:
     x[:, :, 3] *= 100
     w = weight()
     w[3] /= 100
-    scheme, error = Calibrate().choose(x, w)
+    scheme, error = Calibrate().choose(pack([x]), w)
     assert scheme.alpha is not None
-    _, plain = Calibrate(alphas=(None,)).choose(x, w)
+    _, plain = Calibrate(alphas=(None,)).choose(pack([x]), w)
     assert error < plain / 10
 
 
 def test_activations_that_no_scheme_serves_stay_float() -> None:
-    scheme, error = Calibrate(max_error=1e-9).choose(even_tokens(), weight())
+    scheme, error = Calibrate(max_error=1e-9).choose(pack([even_tokens()]), weight())
     assert scheme == Scheme("float", None)
     assert error > 1e-9
 
@@ -155,28 +159,50 @@ def test_tokens_are_sampled_evenly() -> None:
 @pytest.fixture(scope="module")
 def layer() -> torch.nn.Module:
     """An encoder layer of Transformers."""
-    found: torch.nn.Module = tiny.model().model.vision_tower.encoder.layers[0]
+    tower = tiny.model().model.vision_tower
+    tower.config._attn_implementation = PACKED
+    found: torch.nn.Module = tower.encoder.layers[0]
     return found
 
 
+def hidden() -> Packed:
+    """Two images of 64 tokens, three of 16."""
+    random = torch.Generator().manual_seed(3)
+    return pack([torch.randn(n, tokens, 64, generator=random) for n, tokens in ((2, 64), (3, 16))])
+
+
+def test_packed_images_do_not_see_each_other(layer: Any) -> None:
+    x = hidden()
+    with torch.inference_mode():
+        together = run(layer, x).unpack()
+        alone = [run(layer, pack([image[None]])).tokens for part in x.unpack() for image in part]
+        layer.self_attn.config._attn_implementation = "sdpa"
+        try:
+            expected = layer(x.unpack()[0], None)
+        finally:
+            layer.self_attn.config._attn_implementation = PACKED
+    for one, other in zip([image for part in together for image in part], alone, strict=True):
+        assert torch.allclose(one, other[0], atol=1e-5)
+    assert torch.allclose(together[0], expected, atol=1e-5)
+
+
 def test_a_layer_is_quantised_through_its_own_forward(layer: torch.nn.Module) -> None:
-    x = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(3))
+    x = hidden()
     before = copy.deepcopy(layer.state_dict())
     with torch.inference_mode():
         exact, actual, quantised = Calibrate().layer(layer, x, x)
-        assert exact.equal(run(layer, x))  # no hook is left
+        assert exact.tokens.equal(run(layer, x).tokens)  # no hook is left
     assert quantised.keys() == {name for group in GROUPS for name in group.layers}
-    assert 0 < (actual - exact).square().mean() < 1e-3 * exact.square().mean()
+    lost = (actual.tokens - exact.tokens).square().mean()
+    assert 0 < lost < 1e-3 * exact.tokens.square().mean()
     assert all(value.equal(before[name]) for name, value in layer.state_dict().items())
 
 
 def test_the_plan_computes_what_the_calibration_saw(layer: torch.nn.Module) -> None:
-    """Float schemes and folded smoothing: the layer with the plan's weights gives the same."""
-    x = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(3))
+    """With the plan's weights and folded smoothing, the layer gives the same in float."""
+    x = hidden()
     with torch.inference_mode():
         _, actual, quantised = Calibrate(alphas=(0.5,)).layer(layer, x, x)
-        for simulated in quantised.values():  # leave activations alone, so that only weights differ
-            simulated.scheme = Scheme("float", 0.5)
         linears, folded = fold(layer, quantised, "layer")
         planned = copy.deepcopy(layer)
         for name, array in folded.items():
@@ -189,12 +215,13 @@ def test_the_plan_computes_what_the_calibration_saw(layer: torch.nn.Module) -> N
             module.get_parameter("weight").copy_(w.T)
             module.get_parameter("bias").copy_(torch.from_numpy(linear.bias))
         result = run(planned, x)
-    assert (result - actual).square().mean() < 1e-3 * actual.square().mean()
+    lost = (result.tokens - actual.tokens).square().mean()
+    assert lost < 1e-3 * actual.tokens.square().mean()
     assert {linear.name for linear in linears if linear.smoothing is not None} == {"layer.mlp.fc2"}
 
 
 def test_a_plan_is_read_as_it_was_written(layer: torch.nn.Module, tmp_path: Path) -> None:
-    x = torch.randn(1, 64, 64, generator=torch.Generator().manual_seed(3))
+    x = hidden()
     with torch.inference_mode():
         _, _, quantised = Calibrate().layer(layer, x, x)
         linears, folded = fold(layer, quantised, "layer")

@@ -13,6 +13,7 @@ from build.metrics import (
     CLEAR,
     Array,
     NotFinite,
+    changes,
     compare,
     cosine,
     kendall,
@@ -165,6 +166,14 @@ def test_compare_finds_the_pooled_vector_that_turned_and_the_neighbour_that_chan
     assert found["clear_neighbours_kept"] == (pytest.approx(2 / 3), "b")
     # Of three pairs of similarities one is discordant: (2 - 1) / 3.
     assert found["kendall_tau"][0] == pytest.approx(1 / 3)
+
+
+def test_a_change_of_neighbour_says_by_how_much_the_old_one_led() -> None:
+    turned = rows([1, 0], [0.6, 0.8], [0, 1])  # b: from a, at 0.8, to c, at 0.6
+    (change,) = changes(outputs(POOLED), outputs(turned))
+    assert (change.image, change.before, change.after) == ("b", "a", "c")
+    assert change.lead == pytest.approx(0.2)
+    assert changes(outputs(POOLED), outputs(POOLED)) == []
 
 
 def test_a_neighbour_without_a_lead_may_change_and_no_clear_one_is_lost() -> None:

@@ -161,7 +161,10 @@ def rebuilt(root: Path, path: str, edit: str) -> set[str]:
             "build/custom_ops.py",
             {"Quantise", "Golden", "MeasureFlat", "Validate", "Package"},
         ),
-        ("build/gptq.py", EVERY - {"Checkpoint", "Export"}),
+        ("build/gptq.py", EVERY - {"Checkpoint", "Export", "Reference"}),
+        ("build/views.py", EVERY - {"Checkpoint", "Export", "Reference"}),
+        ("build/quantise.py", EVERY - {"Checkpoint", "Calibrate", "Export", "Reference"}),
+        ("build/reference_outputs.py", {"Reference", "Validate", "Package"}),
         ("build/report.py", set()),
         ("build/recipes.py", set()),  # it counts by what it configures
     ],

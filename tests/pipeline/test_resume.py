@@ -47,7 +47,7 @@ def build(inside, killed_in=None):
             cli.shutil = types.SimpleNamespace(**vars(shutil) | {"copyfile": die})
         elif killed_in:
             steps[killed_in].__call__ = die
-        code = cli.main([source, "--out", out, "--work", work, "--no-bars"])
+        code = cli.main([source, "--out", out, "--work", work, "--no-bars", "--images", "2"])
         sys.stdout.flush()
         os._exit(code)
     _, status = os.waitpid(child, 0)
