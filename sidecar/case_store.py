@@ -108,6 +108,7 @@ class CaseStore:
         self.damage: CollectionUnreadable | None = None  # found in it: it is not written again
         self._db = connection
         self._logged = False  # whether the journal is a WAL
+        self._verified: set[int] = set()  # first slots of the blocks whose checksums are right
         with _told(self):
             _check_schema(connection)
             about = dict(self._db.execute("select name, value from about"))
@@ -240,7 +241,8 @@ class CaseStore:
                     yield self._parsed(slot, data)
 
     def blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Pairs of a first slot and its block's records, [256], checked; an empty one has scale 0.
+        """Pairs of a first slot and its block's records, [256]; an empty one has scale 0. They are
+        checked when they are first read: from then on nobody else can write to the file.
 
         Raises CollectionUnreadable where a record is not what was written.
         """
@@ -250,7 +252,7 @@ class CaseStore:
                 continue
             with _told(self):
                 data = self._blob("vectors", first // BLOCK)
-            yield first, self._checked(first, data, used)
+            yield first, self._records(first, data, used)
 
     def vector(self, slot: int) -> Any:
         """One record, checked."""
@@ -469,12 +471,14 @@ class CaseStore:
         end = start + _TEXT.unpack_from(data, _CRC.size)[0]
         return Case(slot, data[start:end].decode(), data[end:].decode())
 
-    def _checked(self, first: int, data: bytes, used: NDArray[np.bool_]) -> NDArray[Any]:
+    def _records(self, first: int, data: bytes, used: NDArray[np.bool_]) -> NDArray[Any]:
         if len(data) != PADDING + BLOCK * self.record.itemsize:
             raise self._damaged(f"vectors from slot {first} on are missing")
         records: NDArray[Any] = np.frombuffer(data, self.record, offset=PADDING)
         if not np.array_equal(records["scale"] != 0, used):
             raise self._damaged(f"vectors from slot {first} on are missing")
+        if first in self._verified:
+            return records
         size, crcs = self.record.itemsize, records["crc"].tolist()
         view = memoryview(data)
         crc32, skip = zlib.crc32, _CRC.size
@@ -483,6 +487,7 @@ class CaseStore:
             seed = crc32((first + place).to_bytes(8, "little"))
             if crc32(view[start + skip : start + size], seed) != crcs[place]:
                 raise self._damaged(f"the vector in slot {first + place} has changed")
+        self._verified.add(first)
         return records
 
     def _check(self, slot: int, data: bytes) -> None:
