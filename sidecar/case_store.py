@@ -108,6 +108,7 @@ class CaseStore:
         self.damage: CollectionUnreadable | None = None  # found in it: it is not written again
         self._db = connection
         self._logged = False  # whether the journal is a WAL
+        self._text_end: tuple[int | None, int] | None = None  # block and offset; None: not known
         self._verified: set[int] = set()  # first slots of the blocks whose checksums are right
         with _told(self):
             _check_schema(connection)
@@ -316,7 +317,7 @@ class CaseStore:
                 yield
                 self._db.execute("commit")
             except BaseException:
-                self._slots = slots
+                self._slots, self._text_end = slots, None
                 if self._db.in_transaction:  # SQLite may have rolled back already, on a full disk
                     self._db.execute("rollback")
                 raise
@@ -390,16 +391,19 @@ class CaseStore:
     def _put_text(self, case: Case) -> tuple[int, int, int]:
         id = case.id.encode()
         record = _sealed(case.slot, _TEXT.pack(len(id)) + id + case.metadata.encode())
-        block, end = self._db.execute(
-            "select block, max(start + length) from cases"
-            " where block = (select max(block) from cases)"
-        ).fetchone()
+        if self._text_end is None:  # a walk over all cases: once, and after a rollback
+            self._text_end = self._db.execute(
+                "select block, max(start + length) from cases"
+                " where block = (select max(block) from cases)"
+            ).fetchone()
+        block, end = self._text_end
         if block is None:
             block, end = 0, PADDING
         elif end + len(record) > PADDING + TEXT_BLOCK:
             block, end = block + 1, PADDING
         self._make("texts", block, TEXT_BLOCK)
         self._overwrite("texts", block, end, record)
+        self._text_end = block, end + len(record)
         return block, end, len(record)
 
     def _erase_text(self, slot: int) -> None:
