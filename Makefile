@@ -56,6 +56,8 @@ else
 	cd electron_bridge && npm test --silent
 	$(PY) -m coverage combine --quiet
 	$(PY) -m coverage report
+	$(PY) -m coverage json --quiet --fail-under 0 -o .work/coverage/lines.json
+	$(PY) packaging/line_coverage.py .work/coverage/lines.json
 endif
 
 check: install

@@ -51,3 +51,12 @@ def _child(code: str) -> str:
         check=True,
     )
     return done.stdout.strip()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere onnxruntime counts the cores")
+def test_a_system_that_tells_nothing_of_its_cores_has_one_for_each_hardware_thread(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(priority, "CPUS", tmp_path)
+    monkeypatch.setattr(priority, "CGROUPS", tmp_path)
+    assert priority.physical_cores() == len(os.sched_getaffinity(0))
