@@ -56,7 +56,7 @@ def recipe(name: str, source: Step, random: bool) -> Found:
 
 
 def plain(source: Step) -> Found:
-    """The float graph as PyTorch exports it, without our operators."""
+    """The float graph as PyTorch exports it, without custom ops."""
     made = pipeline.run((source, Export(PROJECTION, fused=False)), WORK / "build", _tell)
     graph = made[Artifact.FLOAT_GRAPH] / FLOAT
     return {"path": str(graph.parent), "graph": str(graph), "bytes": size(graph)}

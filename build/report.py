@@ -41,7 +41,7 @@ def _rows(report: Mapping[str, Any]) -> Iterator[list[str]]:
     size = f"{report['bytes']['model'] / 1e6:.1f}"
     for graph, resolutions in (
         ("", report["resolutions"]),
-        (", our operators", report["kernels"]["resolutions"]),
+        (", custom ops", report["kernels"]["resolutions"]),
     ):
         for side, figures in resolutions.items():
             values = (figures[name]["value"] for name in COLUMNS.values())
