@@ -94,8 +94,10 @@ def is_alive(pid: int) -> bool:
 
 
 def works_on(decoders: Decoders, prepared: Picture) -> int:
-    """The pid of the process that `prepared` occupies, once it does."""
-    until(lambda: prepared._process)
+    """The pid of the process that `prepared` occupies, once it does and the process is ready: one
+    that ends before then failed to start, whatever it was asked.
+    """
+    until(lambda: prepared._process and prepared._process.ready)
     with decoders.changed:
         assert prepared._process is not None
         return prepared._process.pid
