@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from bench import app, guest, machine, report, rounds
-from bench.figures import cosines
 from bench.rows import ROWS, Row, choose
+from build.metrics import cosine
 from sidecar import priority
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +88,7 @@ class Bench:
         expected = _tokens(scratch / REFERENCE)
         for name, figures in found.items():
             if "missing" not in figures:
-                each = cosines(expected, _tokens(scratch / name))
+                each = cosine(expected, _tokens(scratch / name))
                 figures["cosine"] = {"mean": float(each.mean()), "min": float(each.min())}
         _tell("fidelity on the demo checkpoint …")
         fidelity = _child("bench.fidelity", str(self.threads), "rows", *(r.name for r in self.rows))

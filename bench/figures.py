@@ -3,9 +3,6 @@
 from collections.abc import Mapping, Sequence
 from statistics import median, quantiles
 
-import numpy as np
-from numpy.typing import NDArray
-
 MB = 1_000_000
 NONE = "–"  # noqa: RUF001 (an en dash, as in tables)
 
@@ -23,14 +20,6 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 def percentile(values: Sequence[float], of_100: int) -> float:
     """Of at least two values, as `statistics.quantiles` interpolates."""
     return quantiles(values, n=100, method="inclusive")[of_100 - 1]
-
-
-def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Of each row of `a` with the same row of `b`."""
-    a64, b64 = a.astype(np.float64), b.astype(np.float64)
-    sizes = np.linalg.norm(a64, axis=1) * np.linalg.norm(b64, axis=1)
-    result: NDArray[np.float64] = (a64 * b64).sum(axis=1) / sizes
-    return result
 
 
 def ratio(value: float | None, to: float | None) -> float | None:

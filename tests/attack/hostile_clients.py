@@ -15,9 +15,9 @@ import shutil
 import socket
 import struct
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import numpy as np
 from sidecar import engine, manifest, session
 from sidecar.errors import ModelInvalid, ModelUnfaithful
 from sidecar.model_files import ModelFiles
-from tests import client, fuzz, stand_in
+from tests import client, fuzz, stand_in, waiting
 from tests.client import Client, ZmqClient
 
 MEBIBYTE = 2**20
@@ -38,17 +38,12 @@ VALUES: tuple[Any, ...] = (
     *("", "x", "\ud800", "../x", "x" * 10_000, [], {}, [[]], [None], {"": None}, {"x": {}}),
 )
 
+until = partial(waiting.until, patience=client.PATIENCE)
+
 
 def held(sidecar: Client) -> int:
     """Resident bytes."""
     return int(sidecar.ask("stats").header["memory"]["rss_bytes"])
-
-
-def until(condition: Callable[[], Any], what: str) -> None:
-    end = time.monotonic() + client.PATIENCE
-    while not condition():
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.02)
 
 
 def connections(sidecar: ZmqClient, count: int) -> Iterator[socket.socket]:
@@ -78,7 +73,9 @@ def fill_memory_without_a_key(sidecar: ZmqClient, strangers: int, size: int) -> 
         with stranger, contextlib.suppress(OSError):
             stranger.sendall(GREETING + frame)
         assert sidecar.ask("hello").ok
-    until(lambda: held(sidecar) < before + 32 * MEBIBYTE, "the strangers' memory is given back")
+    until(
+        lambda: held(sidecar) < before + 32 * MEBIBYTE, what="the strangers' memory is given back"
+    )
 
 
 def use_ids_again(sidecar: Client, count: int, seed: int) -> Counter[str]:

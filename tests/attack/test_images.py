@@ -5,16 +5,15 @@ from __future__ import annotations
 import io
 import os
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests import client
+from tests import client, waiting
 from tests.attack import hostile_images
 from tests.attack.processes import descendants, processor_seconds
 from tests.client import Client, StdioClient, ZmqClient
@@ -26,12 +25,7 @@ Transport = type[StdioClient] | type[ZmqClient]
 SMALL = hostile_images.saved(Image.new("RGB", (9, 9), "red"), "PNG")
 AT_224 = {"resolution": 224}
 
-
-def until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + client.PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.002)
+until = partial(waiting.until, patience=client.PATIENCE)
 
 
 def decoding(sidecar: Client, before: dict[int, float]) -> int:

@@ -6,6 +6,7 @@ import pytest
 from bench import figures, report
 from bench.profile import by_operator, shares, work
 from bench.rows import ROWS, choose
+from build import metrics
 
 
 def test_a_summary_is_the_median_and_what_it_lies_between() -> None:
@@ -31,7 +32,7 @@ def test_the_fastest_row_that_misses_a_bar_is_not_the_fastest_faithful_one() -> 
 def test_a_turned_vector_has_another_cosine_than_a_scaled_one() -> None:
     a = np.array([[1, 0], [1, 0]], np.float32)
     b = np.array([[7, 0], [0, 7]], np.float32)
-    assert figures.cosines(a, b).tolist() == [1.0, 0.0]
+    assert metrics.cosine(a, b).tolist() == [1.0, 0.0]
 
 
 def test_a_table_is_as_wide_in_every_line() -> None:

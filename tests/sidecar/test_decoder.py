@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +30,7 @@ from sidecar.errors import (
     SidecarError,
 )
 from sidecar.job import HeatmapOptions, ImageFile, Pixels
+from tests import waiting
 from tests.attack import hostile_images
 from tests.client import ROOT
 from tests.sidecar.test_images import LIMIT, picture, saved
@@ -45,6 +45,8 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc, and limits of
 
 
 STARTERS = [decoder_start.Spawning, *[decoder_start.Forking] * (sys.platform == "linux")]
+
+until = partial(waiting.until, patience=PATIENCE)
 
 
 @pytest.fixture(scope="module", params=STARTERS)
@@ -75,13 +77,6 @@ def prepare(prepared: Picture, source: ImageFile | Pixels, keep: bool = False) -
 
 def expected(source: ImageFile) -> np.ndarray:
     return images.resize(images.decode(source.data, LIMIT), 28, 42, "bilinear")
-
-
-def until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.002)
 
 
 def is_alive(pid: int) -> bool:

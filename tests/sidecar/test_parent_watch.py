@@ -7,17 +7,20 @@ from __future__ import annotations
 import os
 import select
 import threading
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 import pytest
 
 from sidecar import parent_watch
+from tests import waiting
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no parent to look at")
 
 PATIENCE = 120.0
+
+until = partial(waiting.until, patience=PATIENCE)
 
 
 class Exited(BaseException):
@@ -58,13 +61,6 @@ def stdin(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, Callable[[], N
     yield write, close
     for end in ends:
         os.close(end)
-
-
-def until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.001)
 
 
 def threads(name: str) -> list[threading.Thread]:

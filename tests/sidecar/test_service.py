@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import threading
-import time
 import tracemalloc
 from collections import Counter
+from functools import partial
 from typing import Any, cast
 
 import msgpack
@@ -27,6 +27,7 @@ from sidecar.protocol import Frame
 from sidecar.service import Service
 from sidecar.session import Run
 from sidecar.settings import Limits
+from tests import waiting
 from tests.client import message
 from tests.sidecar import messages
 
@@ -50,6 +51,8 @@ PATIENCE = 120.0
 
 
 PICTURE = cast(Picture, None)  # a puppet draws nothing
+
+until = partial(waiting.until, patience=PATIENCE)
 
 
 class NoDecoders:
@@ -121,13 +124,6 @@ class Conversation:
         self.send(op, id, inputs, params)
         assert len(self.replies) > before
         return self.replies[-1]
-
-
-def until(condition: Any) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.0005)
 
 
 def code(reply: dict[str, Any]) -> str:
