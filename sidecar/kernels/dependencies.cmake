@@ -5,7 +5,7 @@
 # -DFETCHCONTENT_SOURCE_DIR_HIGHWAY=DIR and -DONNXRUNTIME_INCLUDE_DIR=DIR name local ones, and headers
 # that are installed are found. Else both are downloaded from their projects; where those are not
 # reached, apt gets the same files from Debian. One hash holds them to the same bytes.
-set(DOWNLOADS ${CMAKE_CURRENT_SOURCE_DIR}/../../.work/downloads)
+get_filename_component(DOWNLOADS ${CMAKE_CURRENT_SOURCE_DIR}/../../.work/downloads ABSOLUTE)
 
 # Puts a file into DOWNLOADS, unless it is there: from `url`, or with apt's `command`.
 function(obtain name sha256 url command)
@@ -73,7 +73,8 @@ FetchContent_Declare(highway URL ${DOWNLOADS}/highway_1.2.0.orig.tar.gz DOWNLOAD
 FetchContent_MakeAvailable(highway)
 
 find_path(ONNXRUNTIME_INCLUDE_DIR onnxruntime_cxx_inline.h PATH_SUFFIXES onnxruntime)
-if(NOT ONNXRUNTIME_INCLUDE_DIR)
+# An earlier build may have chosen DOWNLOADS when fewer headers were needed.
+if(NOT ONNXRUNTIME_INCLUDE_DIR OR ONNXRUNTIME_INCLUDE_DIR STREQUAL DOWNLOADS)
   function(obtain_header name sha256)
     obtain(onnxruntime_${name}.h ${sha256}
       https://raw.githubusercontent.com/microsoft/onnxruntime/v1.21.0/include/onnxruntime/core/session/onnxruntime_${name}.h
