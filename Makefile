@@ -101,15 +101,13 @@ fuzz: install
 attack: install
 	$(PY) -m tests.attack.hostile_clients
 	$(PY) -m tests.attack.mutated_images
-	$(PY) -m tests.attack.mutated_manifests
-	$(PY) -m tests.fuzz --count 200000 --seed 7
+	$(PY) -m tests.attack.mutated_models
 	$(PY) -m tests.attack.slowest
 
 # Mutants of the files that pyproject.toml names under tool.mutmut, and stryker.config.json for the bridge; LOG.md says which ones live, and why.
 mutate: install
 	$(PY) -m pip install --quiet mutmut==3.8.1
-	.venv/bin/mutmut run --max-children 2
-	.venv/bin/mutmut results
+	$(PY) -m tests.mutants
 	cd electron_bridge && npm run --silent mutate
 
 # The Python package with the kernels, tagged for this platform; then in an environment of its own.

@@ -21,8 +21,9 @@ import numpy as np
 from tests import stand_in
 from tests.client import ROOT, Client, ZmqClient
 
-WARM = 0.1  # of the requests, before memory is looked at first
-GROWTH = 1.05
+TENTHS = 10  # memory is looked at after each
+GROWTH = 1.05  # from the first tenth to the end: the heap's fragments, and caches that fill
+LATE_GROWTH = 1.02  # of the latest half: what is still left behind by then would go on
 DEATH_S = 1.0
 STATES = ("starting", "loading", "idle", "busy")
 
@@ -45,24 +46,27 @@ def requests(sidecar: Client, count: int) -> None:
         lambda: sidecar.ask("stats").ok,
         lambda: _cancelled(sidecar, rgb),
     ]
-    warm: tuple[int, int] | None = None
+    resident: list[int] = []
+    descriptors: list[int] = []
     begun = time.monotonic()
-    for number in range(count):
-        if number % 500 == 0:
-            assert sidecar.ask("encode", {"image": page}).ok  # large, hence rare
-        assert chance.choice(kinds)()
-        if number == int(count * WARM):
-            warm = _held(sidecar)
-    assert warm is not None
-    rss, descriptors = _held(sidecar)
-    seconds = time.monotonic() - begun
+    for tenth in range(TENTHS):
+        for number in range(tenth * count // TENTHS, (tenth + 1) * count // TENTHS):
+            if number % 500 == 0:
+                assert sidecar.ask("encode", {"image": page}).ok  # large, hence rare
+            assert chance.choice(kinds)()
+        rss, opened = _held(sidecar)
+        resident.append(rss)
+        descriptors.append(opened)
+    told = " ".join(f"{rss / 2**20:.1f}" for rss in resident)
     print(
-        f"{count} requests in {seconds:.0f} s: {warm[0] / 2**20:.1f} MiB after {WARM:.0%}, "
-        f"{rss / 2**20:.1f} MiB at the end ({rss / warm[0] - 1:+.1%}); "
-        f"descriptors {warm[1]}, then {descriptors}"
+        f"{count} requests in {time.monotonic() - begun:.0f} s; MiB after each tenth: {told}; "
+        f"descriptors {descriptors[0]}, then {descriptors[-1]}",
+        flush=True,
     )
-    assert rss <= warm[0] * GROWTH
-    assert descriptors <= warm[1]
+    half = len(resident) // 2
+    assert resident[-1] <= resident[0] * GROWTH
+    assert max(resident[half:]) <= resident[half] * LATE_GROWTH
+    assert descriptors[-1] <= descriptors[0]
 
 
 def _cancelled(sidecar: Client, rgb: np.ndarray) -> bool:

@@ -1,6 +1,6 @@
-"""Clients, strangers and model directories that mean harm, each with a bound; loopback only.
+"""Clients and strangers that mean harm, each with a bound; loopback only.
 
-    python -m tests.attack.hostile_clients [--messages 200000] [--requests 6000] [--manifests 2000]
+    python -m tests.attack.hostile_clients [--messages 200000] [--requests 6000]
 
 Every attack raises AssertionError where something got through. test_clients.py has the short forms.
 """
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import random
-import shutil
 import socket
 import struct
 import tempfile
@@ -23,20 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from sidecar import engine, manifest, session
-from sidecar.errors import ModelInvalid, ModelUnfaithful
-from sidecar.model_files import ModelFiles
 from tests import client, fuzz, stand_in, waiting
 from tests.client import Client, ZmqClient
 
 MEBIBYTE = 2**20
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00CURVE" + bytes(15) + b"\x00" + bytes(31)
 COMMAND, LARGE = 0x04, 0x02  # flags of a ZMTP frame
-
-VALUES: tuple[Any, ...] = (
-    *(None, True, False, -1, 0, 1, 1.5, 2**31, 2**64, 10**400, float("inf"), float("nan")),
-    *("", "x", "\ud800", "../x", "x" * 10_000, [], {}, [[]], [None], {"": None}, {"x": {}}),
-)
 
 until = partial(waiting.until, patience=client.PATIENCE)
 
@@ -125,80 +115,10 @@ def use_ids_again(sidecar: Client, count: int, seed: int) -> Counter[str]:
     return codes
 
 
-def mutate_models(directory: Path, count: int, seed: int) -> Counter[str]:
-    """Model directories that something happened to: each one loads or is refused by its code."""
-    chance = random.Random(seed)
-    good = stand_in.make(directory / "good")
-    engine.record(
-        session.Session(good / "vision_encoder_quant.onnx"),
-        min(stand_in.SIDES),
-        good / "golden.npz",
-    )
-    names = ["vision_encoder_quant.onnx", "golden.npz"]
-    described = manifest.read(good)
-    fields = json.loads((good / manifest.NAME).read_text("utf-8"))
-    results: Counter[str] = Counter()
-    for number in range(count):
-        made = directory / f"bad{number}"
-        shutil.copytree(good, made)
-        spoiled = json.loads(json.dumps(fields)) | {"golden": "golden.npz"}
-        if chance.random() < 0.3:  # the files themselves, with the right hash
-            path = made / chance.choice(names)
-            path.write_bytes(_mutated(path.read_bytes(), chance))
-        listed = manifest.describe(made, names)
-        spoiled["files"] = {
-            name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in listed.items()
-        }
-        if chance.random() < 0.6:
-            _change(spoiled, chance)
-        text = json.dumps(spoiled).encode()
-        if chance.random() < 0.2:
-            text = _mutated(text, chance)
-        (made / manifest.NAME).write_bytes(text)
-        results[_outcome(made)] += 1
-        shutil.rmtree(made)
-    assert described.graph == names[0]
-    return results
-
-
-def _outcome(model: Path) -> str:
-    try:
-        with ModelFiles(model, manifest.read(model)) as files:
-            engine.select(files, 1)
-            files.check_unchanged()
-    except (ModelInvalid, ModelUnfaithful) as error:
-        return error.code
-    return "ok"
-
-
-def _change(fields: Any, chance: random.Random) -> None:
-    inner = fields
-    while isinstance(inner, dict | list) and inner:
-        key = chance.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
-        if not isinstance(inner[key], dict | list) or chance.random() < 0.3:
-            inner[key] = chance.choice(VALUES)
-            return
-        inner = inner[key]
-
-
-def _mutated(data: bytes, chance: random.Random) -> bytes:
-    at = chance.randrange(len(data))
-    match chance.randrange(4):
-        case 0:
-            return data[:at]
-        case 1:
-            return data[:at] + data[at + chance.randrange(1, 9) :]
-        case 2:
-            return data[:at] + chance.randbytes(chance.randrange(1, 9)) + data[at:]
-        case _:
-            return data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--messages", type=int, default=200_000)
     parser.add_argument("--requests", type=int, default=6_000)
-    parser.add_argument("--manifests", type=int, default=2_000)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -214,7 +134,6 @@ def main() -> None:
             grown = held(sidecar) - begun
             print(f"{chosen.messages} mutated messages: {codes}; memory grew by {grown} bytes")
             assert grown < 32 * MEBIBYTE
-        print(f"{chosen.manifests} models: {mutate_models(directory, chosen.manifests, 0)}")
 
 
 if __name__ == "__main__":

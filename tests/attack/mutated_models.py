@@ -1,25 +1,28 @@
-"""Manifests that were valid until something happened to them, read as the sidecar reads them.
+"""Model directories that were valid until something happened to the manifest, to the files, or to
+both, loaded as the sidecar loads them.
 
-    python -m tests.attack.mutated_manifests [--count 2000] [--seed 0]
+    python -m tests.attack.mutated_models [--count 2000] [--seed 0]
 
-Each is refused with one sentence, or the model loads and `hello` tells of it.
+Each is refused with one sentence, or the model loads and `hello` tells of it; none leaves memory
+behind.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sidecar import engine, manifest, protocol
+from sidecar import engine, manifest, protocol, session
 from sidecar.errors import ModelInvalid, ModelUnfaithful
 from sidecar.model_files import ModelFiles
 from sidecar.protocol import Done
@@ -35,19 +38,46 @@ VALUES: tuple[Any, ...] = (
     {"bytes": 0, "sha256": "0" * 64},
 )
 DEEP = "[" * 100_000
+GRAPH, GOLDEN = "vision_encoder_quant.onnx", "golden.npz"
+WARM = 0.2  # of the mutants, before memory is looked at first
+GROWTH = 32 * 2**20  # bytes, for the heap's fragments
+
+Files = dict[str, bytes]  # of a model directory, by name
 
 
-def mutants(original: str, seed: int) -> Iterator[bytes]:
-    """Without end; the same for the same `seed`."""
+def original(directory: Path) -> Files:
+    """A model with a golden record, made in `directory`."""
+    stand_in.make(directory)
+    side = min(stand_in.SIDES)
+    engine.record(session.Session(directory / GRAPH), side, directory / GOLDEN)
+    return {name: (directory / name).read_bytes() for name in (GRAPH, GOLDEN, manifest.NAME)}
+
+
+def mutants(whole: Files, seed: int) -> Iterator[Files]:
+    """Without end; the same for the same `seed`. A file that changed has the right hash."""
     chance = random.Random(seed)
+    fields = json.loads(whole[manifest.NAME]) | {"golden": GOLDEN}
     while True:
-        content = json.loads(original)
-        for _ in range(chance.randint(1, 3)):
-            _mutate(content, chance)
+        files = {name: whole[name] for name in (GRAPH, GOLDEN)}
+        changed = chance.choice(["manifest", "manifest", "files", "both"])
+        if changed != "manifest":
+            name = chance.choice(list(files))
+            files[name] = _scratch_bytes(files[name], chance)
+        content = copy.deepcopy(fields) | {"files": _listed(files)}
+        if changed != "files":
+            for _ in range(chance.randint(1, 3)):
+                _mutate(content, chance)
         text = json.dumps(content)
-        if chance.random() < 0.2:
+        if changed != "files" and chance.random() < 0.2:
             text = _scratch(text, chance)
-        yield text.encode("utf-8", "surrogatepass")
+        yield files | {manifest.NAME: text.encode("utf-8", "surrogatepass")}
+
+
+def _listed(files: Mapping[str, bytes]) -> dict[str, Any]:
+    return {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in files.items()
+    }
 
 
 def _mutate(content: Any, chance: random.Random) -> None:
@@ -86,6 +116,18 @@ def _scratch(text: str, chance: random.Random) -> str:
     return text[: at + 9] + text[at:]
 
 
+def _scratch_bytes(data: bytes, chance: random.Random) -> bytes:
+    at = chance.randrange(len(data))
+    match chance.randrange(4):
+        case 0:
+            return data[:at]
+        case 1:
+            return data[:at] + data[at + chance.randrange(1, 9) :]
+        case 2:
+            return data[:at] + chance.randbytes(chance.randrange(1, 9)) + data[at:]
+    return data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :]
+
+
 def outcome(directory: Path, limits: Limits) -> str:
     """The code of the error, or "ok" once `hello` could tell of the model."""
     try:
@@ -108,17 +150,27 @@ def outcome(directory: Path, limits: Limits) -> str:
 
 
 def run(directory: Path, seed: int, count: int) -> Counter[str]:
-    """How many were answered by which code; anything else that is raised is a fault of ours."""
-    path = stand_in.make(directory / "model") / manifest.NAME
-    original = path.read_text("utf-8")
+    """How many were answered by which code; anything else that is raised is a fault of ours.
+    AssertionError where memory is left behind.
+    """
+    whole = original(directory / "model")
+    written: Files = {}  # a file that was just written is waited for, so only what changes is
     codes: Counter[str] = Counter()
-    for data in islice(mutants(original, seed), count):
-        path.write_bytes(data)
+    before = 0
+    for number, files in enumerate(islice(mutants(whole, seed), count)):
+        for name, data in files.items():
+            if written.get(name) != data:
+                (directory / "model" / name).write_bytes(data)
+        written = files
         try:
-            codes[outcome(path.parent, Limits())] += 1
+            codes[outcome(directory / "model", Limits())] += 1
         except Exception:
-            print(f"{len(data)} bytes: {data[:2000]!r}")
+            print(f"{number} of seed {seed}: {files[manifest.NAME][:2000]!r}")
             raise
+        if number == int(count * WARM):
+            before = memory().get("rss_bytes", 0)
+    left = memory().get("rss_bytes", 0) - before
+    assert left < GROWTH, f"{left} bytes were left behind"
     return codes
 
 
@@ -131,9 +183,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         codes = run(Path(directory), chosen.seed, chosen.count)
     counts = ", ".join(f"{number} {code}" for code, number in codes.most_common())
-    peak = memory().get("peak_rss_bytes", 0) / 2**20
+    held = memory()
+    now, peak = (held.get(name, 0) / 2**20 for name in ("rss_bytes", "peak_rss_bytes"))
     seconds = time.monotonic() - begun
-    print(f"{chosen.count} manifests in {seconds:.0f} s: {counts}; at most {peak:.0f} MiB")
+    print(
+        f"{chosen.count} model directories in {seconds:.0f} s: {counts}; "
+        f"{now:.0f} MiB at the end, at most {peak:.0f}"
+    )
 
 
 if __name__ == "__main__":

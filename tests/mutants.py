@@ -1,0 +1,165 @@
+"""Mutation tests of the files that pyproject.toml names under tool.mutmut; POSIX only.
+
+    python -m tests.mutants [--sample N] [--seed 0] [PATTERN…]
+
+mutmut makes the mutants, in `mutants/`, and keeps the results (`mutmut results`, `mutmut show`).
+It would collect the tests anew for each mutant; here pytest collects them and runs them once, and
+each mutant runs in a fork of that process, against the tests that reach its function, the fastest
+first. PATTERN selects mutants by name (`sidecar.handshake.*`), `--sample` so many of each file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import mutmut.__main__ as mutmut
+import pytest
+from mutmut.configuration import config
+from mutmut.mutation.data import SourceFileMutationData
+from mutmut.mutation.trampoline import set_mutant_under_test
+from mutmut.state import state
+from mutmut.utils.file_utils import copy_also_copy_files, copy_src_dir, setup_source_paths
+from mutmut.utils.format_utils import mangled_name_from_mutant_name
+
+ROOT = Path(__file__).parents[1]
+ENOUGH = 0.85  # of a file's mutants have to be noticed
+PATIENCE = 10  # times as long as the tests took without a mutant, and
+SPARE_S = 20  # so much on top
+NOTICED, SURVIVED, NO_TESTS, TIMED_OUT = 1, 0, 33, -24  # as mutmut keeps them
+MISSED = {SURVIVED: "survived", NO_TESTS: "no tests"}
+
+Mutants = dict[str, SourceFileMutationData]  # by name, the file that each belongs to
+
+
+def generate(patterns: list[str], sample: int, seed: int) -> Mutants:
+    set_mutant_under_test("mutant_generation")
+    Path("mutants").mkdir(exist_ok=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        copy_src_dir()
+        copy_also_copy_files()
+        setup_source_paths()
+        mutmut.create_mutants(1)
+    found, _ = mutmut.collect_source_file_mutation_data(mutant_names=patterns)
+    by_file: dict[Path, Mutants] = defaultdict(dict)
+    for data, name, _ in found:
+        by_file[Path(data.path)][name] = data
+    chance = random.Random(seed)
+    chosen: Mutants = {}
+    for mutants in by_file.values():
+        names = sorted(mutants)
+        chosen |= {n: mutants[n] for n in (chance.sample(names, min(sample, len(names))) or names)}
+    return chosen
+
+
+class Run:
+    """A pytest plugin: the tests once as they are, then the mutants."""
+
+    def __init__(self, mutants: Mutants) -> None:
+        self.results: dict[str, int] = {}
+        self._mutants = mutants
+        self._failed = False
+        self._seconds: dict[str, float] = defaultdict(float)  # by test
+        self._reach: dict[str, list[pytest.Item]] = defaultdict(list)  # by function
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._failed |= report.failed
+        self._seconds[report.nodeid] += report.duration
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self._reached(session.items)
+        assert not self._failed, "a test fails without any mutant"
+        for number, (name, data) in enumerate(self._mutants.items(), 1):
+            code = self.results[name] = self._try(name)
+            data.exit_code_by_key[name] = code
+            with contextlib.chdir(ROOT):
+                data.save()
+            if code != NOTICED:
+                what = MISSED.get(code, f"ended by {code}")
+                print(f"\n{number} of {len(self._mutants)}: {name} {what}", flush=True)
+        return True
+
+    def _reached(self, items: list[pytest.Item]) -> None:
+        """Run all tests, and note which functions each calls in this process."""
+        set_mutant_under_test("stats")
+        for item in _one_by_one(items):
+            for function in state()._stats:
+                self._reach[function].append(item)
+            state()._stats.clear()
+
+    def _try(self, name: str) -> int:
+        tests = self._reach[mangled_name_from_mutant_name(name)]
+        tests = sorted(tests, key=lambda item: self._seconds[item.nodeid])
+        if not tests:
+            return NO_TESTS
+        expected = sum(self._seconds[item.nodeid] for item in tests)
+        pid = os.fork()
+        if pid == 0:
+            self._be_the_mutant(name, tests, int(expected * PATIENCE + SPARE_S))
+        _, status = os.waitpid(pid, 0)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # what it started
+        code = os.waitstatus_to_exitcode(status)
+        return TIMED_OUT if code == -signal.SIGALRM else code
+
+    def _be_the_mutant(self, name: str, tests: list[pytest.Item], seconds: int) -> None:
+        os.setpgid(0, 0)
+        signal.alarm(seconds)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (1, 2):
+            os.dup2(nothing, descriptor)
+        set_mutant_under_test(name)
+        for _ in _one_by_one(tests):
+            if self._failed:
+                os._exit(NOTICED)
+        os._exit(SURVIVED)
+
+
+def _one_by_one(items: list[pytest.Item]) -> Iterator[pytest.Item]:
+    """Each after it was run; what tests share is left as it is after the last."""
+    for item, following in zip(items, [*items[1:], items[0]], strict=True):
+        item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
+        yield item
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("patterns", nargs="*", metavar="PATTERN")
+    parser.add_argument("--sample", type=int, default=0, help="of each file; default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    begun = time.monotonic()
+    run = Run(generate(chosen.patterns, chosen.sample, chosen.seed))
+    selected = [*config().pytest_add_cli_args, *config().pytest_add_cli_args_test_selection]
+    os.chdir("mutants")
+    ended = pytest.main(["--rootdir=.", "-q", "-s", *selected], plugins=[run])
+    by_file: dict[str, Counter[int]] = defaultdict(Counter)
+    for name, code in run.results.items():
+        by_file[name.rpartition(".")[0]][code] += 1
+    enough = ended == pytest.ExitCode.OK and bool(by_file)
+    for file, codes in by_file.items():
+        missed = codes[SURVIVED] + codes[NO_TESTS]
+        share = 1 - missed / codes.total()
+        enough &= share >= ENOUGH
+        timed_out = f", {codes[TIMED_OUT]} of them by running too long" if codes[TIMED_OUT] else ""
+        print(
+            f"{file}: {codes.total() - missed} of {codes.total()} noticed ({share:.1%}){timed_out}"
+        )
+    print(f"{time.monotonic() - begun:.0f} s")
+    return 0 if enough else 1
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # threads that a test left behind may wait for ever
