@@ -16,7 +16,7 @@ from sidecar.legend import Shown
 from sidecar.manifest import GRID
 
 EDGE = 0.08  # above a threshold, this much of a score takes the map from nothing to its full weight
-BAND = 64  # rows painted at a time: what they need fits into a cache
+BAND = 16  # rows painted at a time: what they need fits into a cache
 BRIGHT = 128_000  # a luminance from which on a pixel is bright, of 255,000
 SAMPLES = 256  # rows and columns, at most, that decide whether an image is bright
 
@@ -70,22 +70,29 @@ def paint(
     """The painted picture, top first, in bands [rows, width, 3]. A band is gone with the next."""
     height, width = picture.shape[:2]
     grid = np.floor(np.asarray(scores, np.float64).clip(0, 1) * _UNIT + 0.5).reshape(GRID, GRID)
-    across = _weights(width, options.cells).T
-    down = _weights(height, options.cells) @ grid
-    painted = np.empty((min(BAND, height), width, 3), np.uint8)
+    # One row of cells more, of half a level: what rounds the sums needs no pass of its own.
+    across = np.vstack([_weights(width, options.cells).T, np.ones(width)])
+    down = np.column_stack([_weights(height, options.cells) @ grid, np.full(height, 0.5 / _SCALE)])
+    band = min(BAND, height)
+    smooth = np.empty((band, width))
+    levels = np.empty((band, width), np.int16)
+    at = np.empty((band, width), np.uint16)
+    painted = np.empty((band, width, 3), np.uint8)
     for top in range(0, height, BAND):
         rows = picture[top : top + BAND]
-        smooth = _product(down[top : top + BAND], across)
-        smooth += 0.5 / _SCALE
-        smooth *= _SCALE
-        index = smooth.clip(0, LEVELS - 1, out=smooth).astype(np.uint16)
+        count = len(rows)
+        _product(down[top : top + BAND], across, smooth)
+        level = levels[:count]
+        np.multiply(smooth[:count], _SCALE, out=level, casting="unsafe")  # truncated
+        level.clip(0, LEVELS - 1, out=level)
         if options.invert:
-            np.subtract(LEVELS - 1, index, out=index)
-        index <<= 8
+            np.subtract(LEVELS - 1, level, out=level)
+        base = level.view(np.uint16)
+        base <<= 8
         for channel in range(3):
-            at = index | rows[:, :, channel]
-            np.take(table[channel], at, out=painted[: len(rows), :, channel], mode="clip")
-        yield painted[: len(rows)]
+            np.bitwise_or(base, rows[:, :, channel], out=at[:count])
+            np.take(table[channel], at[:count], out=painted[:count, :, channel], mode="clip")
+        yield painted[:count]
 
 
 def blend_of(options: HeatmapOptions, bright: bool) -> str:
@@ -93,15 +100,16 @@ def blend_of(options: HeatmapOptions, bright: bool) -> str:
     return ("multiply" if bright else "screen") if options.blend == "auto" else options.blend
 
 
-def _product(down: NDArray[np.float64], across: NDArray[np.float64]) -> NDArray[np.float64]:
+def _product(
+    down: NDArray[np.float64], across: NDArray[np.float64], out: NDArray[np.float64]
+) -> None:
     """Of whole numbers below 2**53: exact, in whichever order they are added.
 
     Four rows at a time, or OpenBLAS would start threads, which took ten times the processor.
     """
-    product = np.empty((len(down), across.shape[1]))
     for row in range(0, len(down), 4):
-        np.matmul(down[row : row + 4], across, out=product[row : row + 4])
-    return product
+        end = min(row + 4, len(down))
+        np.matmul(down[row:end], across, out=out[row:end])
 
 
 def tables(options: HeatmapOptions, blend: str, flat: bool) -> list[NDArray[np.uint8]]:
