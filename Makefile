@@ -7,6 +7,7 @@ PY := .venv/bin/python
 NODE_MODULES := electron_bridge/node_modules/.package-lock.json
 BRIDGE := electron_bridge/dist/.built
 DEMO := .work/demo-model
+LIBRARY := .work/library.cases
 TINY := .work/tiny-model
 CPP = $$(git ls-files '*.cc')
 
@@ -42,8 +43,15 @@ $(DEMO)/manifest.json: .venv/.installed
 	$(PY) -m build demo --images 4 --out $(DEMO)
 
 # The example app in a browser: prints an address on the loopback interface.
-app: install $(DEMO)/manifest.json
-	node electron_bridge/dist/app/serve.mjs --model $(DEMO) -- $(PY) -m sidecar
+app: install $(DEMO)/manifest.json $(LIBRARY)
+	node electron_bridge/dist/app/serve.mjs --model $(DEMO) --library $(LIBRARY) -- $(PY) -m sidecar
+
+# ECG pages to search in. They belong to the model: with another one they are drawn and encoded anew.
+$(LIBRARY): $(DEMO)/manifest.json
+	PYTHONPATH=. $(PY) examples/draw_library.py .work/library
+	rm -f $@ $@.part
+	$(PY) -m sidecar index .work/library --model $(DEMO) --collection $@.part --resolution 448 --metadata .work/library/cases.jsonl
+	mv $@.part $@
 
 # What runs in a bundle cannot be measured: coverage, printed last, is that of the modules.
 test: install

@@ -148,7 +148,7 @@ def _pages() -> Iterator[View]:
         signal = beats(rhythm, draws)
         group = f"ecg-{number}-{rhythm}"
         for kind in ("plain", "paper", "offset", "scan", "copy", "phone", "part"):
-            page, box = _page(signal, kind, draws)
+            page, box = ecg_page(signal, kind, draws)
             yield View(f"{group}-{kind}", "ecg", group, group, np.asarray(page), box)
 
 
@@ -201,7 +201,7 @@ def _bump(x: NDArray[np.float64], width: float) -> NDArray[np.float64]:
     return np.asarray(np.exp(-0.5 * (x / width) ** 2))
 
 
-def _page(signal: NDArray[np.float64], kind: str, draws: Draws) -> Drawn:
+def ecg_page(signal: NDArray[np.float64], kind: str, draws: Draws) -> Drawn:
     paper, line, ink = ((253, 248, 244), (240, 190, 188), (26, 26, 44))
     width, begin = 2, 0.0
     if kind == "paper":

@@ -21,7 +21,11 @@ async function main(): Promise<void> {
   });
   // The window need not wait for the model, and the user may quit while it loads.
   closeBeforeQuit(app, starting);
-  registerVisionIpc(ipcMain, starting, { allow: [url] });
+  const library = path.join(app.getPath('userData'), 'library.cases');
+  registerVisionIpc(ipcMain, starting, {
+    allow: [url],
+    collections: { library: { path: library, writable: true } }, // the page knows the name, not the file
+  });
   registerStatus(ipcMain, starting, {
     allow: (asking) => asking.split(/[?#]/)[0] === url,
     developer: !app.isPackaged,

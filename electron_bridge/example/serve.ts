@@ -1,5 +1,5 @@
 /**
- * The same page in a browser, without Electron: `node serve.mjs [--port N] [--model DIR] [-- PROGRAM ARG…]`.
+ * The same page in a browser, without Electron: `node serve.mjs [--port N] [--model DIR] [--library FILE] [-- PROGRAM ARG…]`.
  * It stands in for Electron's IPC over loopback HTTP. Each start has a token of its own, which the page
  * carries; a request with another token, host or origin is refused. For development, not for shipping.
  */
@@ -36,10 +36,14 @@ const { values, positionals } = parseArgs({
     model: { type: 'string' },
     cwd: { type: 'string' },
     threads: { type: 'string' },
+    library: { type: 'string', default: 'library.cases' },
+    'read-only': { type: 'boolean', default: false },
   },
   allowPositionals: true,
 });
 const [command, ...args] = positionals;
+// npm runs scripts in the package's own directory, which is no place for a user's file.
+const library = path.resolve(process.env.INIT_CWD ?? '.', values.library);
 
 /** Electron's ipcMain, as much of it as is used. */
 const handlers = new Map<string, Parameters<IpcMainLike['handle']>[1]>();
@@ -177,7 +181,10 @@ server.listen(Number(values.port), '127.0.0.1', () => {
     ...(values.threads ? { threads: Number(values.threads) } : {}),
   });
   const allow = [...hosts].map((host) => `http://${host}`);
-  registerVisionIpc(ipcMain, starting, { allow });
+  registerVisionIpc(ipcMain, starting, {
+    allow,
+    collections: { library: { path: library, writable: !values['read-only'] } },
+  });
   registerStatus(ipcMain, starting, {
     allow: (asking) => allow.some((origin) => asking === `${origin}/`),
     developer: true,

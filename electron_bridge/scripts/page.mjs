@@ -35,6 +35,7 @@ const browser = await chromium.launch({
 class App extends EventEmitter {
   isPackaged = false;
   whenReady = async () => undefined;
+  getPath = () => fresh;
   exit = (code) => process.exit(code);
 
   quit() {

@@ -11,8 +11,10 @@ import {
 } from 'electron-vision-sidecar/vectors';
 import type { AppApi, Status } from '../api.js';
 import { connect } from './browser.js';
+import { boxes, Cards } from './cases.js';
 import * as exporting from './export.js';
 import { dropped, images } from './files.js';
+import { Library, type Similar } from './library.js';
 import { type Item, isOpen, Queue } from './queue.js';
 import {
   duration,
@@ -24,6 +26,7 @@ import {
   stateText,
   text,
 } from './texts.js';
+import { forCase, forQueue } from './thumbnail.js';
 import { Viewer } from './viewer.js';
 
 declare global {
@@ -35,7 +38,7 @@ declare global {
 
 const { vision, app } = reach();
 const viewer = new Viewer(element('frame'));
-const thumbnails = new Map<Item, string>();
+const cards = new Cards(element('matches'));
 let status: Status = { state: 'starting', developer: false };
 let shown: { item: Item; image: ImageBitmap } | undefined;
 let place: [number, number] | undefined;
@@ -45,9 +48,19 @@ const queue = new Queue({
     const image = new Uint8Array(await item.file.arrayBuffer());
     const outcome = await vision.encode({ image }, { resolution, token });
     void refresh();
+    // Before the next image's turn, or the search would wait for it.
+    if (outcome.ok) await library.encoded(item, outcome.value);
     return outcome;
   },
   cancel: (token) => void vision.cancel(token),
+  changed: () => update(),
+  now: () => performance.now(),
+});
+
+const library = new Library(vision.collection('library'), {
+  thumbnail: forCase,
+  cancel: (token) => void vision.cancel(token),
+  ready,
   changed: () => update(),
   now: () => performance.now(),
 });
@@ -78,19 +91,32 @@ async function refresh(): Promise<void> {
     const full = model.defaultResolution; // a draft has half of it
     const draft = model.resolutions.findLast((side) => side <= full / 2);
     queue.sizes = draft ? [draft, full] : [full];
+    library.firstSide = draft ?? full;
   }
   queue.expectedMs = status.expectedMs ?? queue.expectedMs;
   queue.pause(status.state !== 'ready');
   update();
 }
 
+const waiting: (() => void)[] = [];
+
+/** Resolves once the sidecar is ready. */
+function ready(): Promise<void> {
+  if (status.state === 'ready') return Promise.resolve();
+  return new Promise((resolve) => waiting.push(resolve));
+}
+
 vision.onState((state) => {
   status = { ...status, state }; // at once: what is asked for next may be of a later state
   showState();
   void refresh();
+  if (state !== 'ready') return;
+  for (const go of waiting.splice(0)) go();
+  library.forgetFailures();
+  void library.refresh();
 });
 setInterval(() => {
-  if (queue.open.length > 0) update();
+  if (queue.open.length > 0 || isImporting()) update();
 }, 500);
 
 // What is shown
@@ -107,6 +133,8 @@ function update(): void {
     showQueue();
     void showPicture();
     showDetails();
+    showLibrary();
+    showCases();
   });
 }
 
@@ -151,7 +179,7 @@ function row(list: HTMLElement, item: Item): void {
       class="name"></span><span class="quiet"></span></span></button><button type="button"
       class="small act"></button><progress max="1" hidden></progress>`;
     const [pick, act] = entry.querySelectorAll('button');
-    pick?.addEventListener('click', () => queue.select(item));
+    pick?.addEventListener('click', () => choose(item));
     act?.addEventListener('click', () => (isOpen(item) ? queue.cancel(item) : queue.retry(item)));
     setText(entry.querySelector('.name') as HTMLElement, item.name);
     list.append(entry);
@@ -183,13 +211,7 @@ function statusText(item: Item): string {
 
 async function thumbnail(item: Item, image: HTMLImageElement): Promise<void> {
   try {
-    const small = await createImageBitmap(item.file, { resizeWidth: 88, resizeQuality: 'medium' });
-    const canvas = new OffscreenCanvas(small.width, small.height);
-    canvas.getContext('2d')?.drawImage(small, 0, 0);
-    small.close();
-    const url = URL.createObjectURL(await canvas.convertToBlob());
-    thumbnails.set(item, url);
-    image.src = url;
+    image.src = URL.createObjectURL(await forQueue(item.file));
   } catch {
     // the sidecar says what is wrong with it
   }
@@ -212,6 +234,7 @@ async function showPicture(): Promise<void> {
     place = undefined;
     shown = image ? { item, image } : undefined;
     viewer.show(image);
+    showPlaces();
   }
   paint();
 }
@@ -312,6 +335,74 @@ function showDetails(): void {
   element<HTMLButtonElement>('export-npz').disabled = !result?.projectedEmbeddings;
 }
 
+const isImporting = () => library.importing?.ended === false;
+
+/** How many cases there are, and how the import fares. */
+function showLibrary(): void {
+  const { importing, count, why, readOnly } = library;
+  const empty = library.info === undefined || count === 0;
+  const many = count === 1 ? text('oneCase') : text('caseCount', { count: number(count, 9) });
+  const words = empty ? text('noCases') : many;
+  setText(element('library'), readOnly ? `${words} ${text('readOnlyNote')}` : words);
+  for (const id of ['add', 'import']) element(id).hidden = readOnly;
+  element<HTMLButtonElement>('import').disabled = isImporting() || status.state !== 'ready';
+  element('importing').hidden = !isImporting();
+  problem(why);
+  if (!importing) return;
+  const { done, total, bad, ended } = importing;
+  element<HTMLProgressElement>('import-progress').value = done / Math.max(total, 1);
+  const values = { done: number(done, 9), all: number(total, 9) };
+  const left = library.leftMs;
+  const state = !ended ? 'importing' : done < total ? 'importCancelled' : 'imported';
+  const fine = { ...values, count: number(done - bad.length, 9) };
+  const told = [text(state, fine), left ? text('left', { time: duration(left) }) : ''];
+  element('import-text').hidden = false;
+  setText(element('import-text'), told.filter(Boolean).join(' · '));
+  element('bad').hidden = bad.length === 0;
+  setText(element('bad-text'), text('notImported', { count: number(bad.length, 9) }));
+  const list = element('bad-list');
+  for (const line of bad.slice(list.childElementCount)) {
+    const entry = document.createElement('li');
+    entry.textContent = line;
+    list.append(entry);
+  }
+}
+
+function problem(why: string | undefined): void {
+  element('library-problem').hidden = !why;
+  setText(element('library-problem'), why ?? '');
+}
+
+/** The cases that look like the picture, and in the picture the places of the one that is picked. */
+function showCases(): void {
+  const item = queue.selected;
+  const similar = item && library.similar(item);
+  const add = element<HTMLButtonElement>('add');
+  add.disabled = !item?.result || status.state !== 'ready';
+  setText(add, text(similar?.isCase ? 'removeThis' : 'addCase'));
+  cards.show(similar?.matches ?? [], !library.readOnly);
+  element('cases-note').hidden = !similar?.matches.length;
+  setText(element('cases-text'), casesText(item, similar));
+  showPlaces();
+  if (!item || similar || !library.info || isImporting() || status.state !== 'ready') return;
+  if (library.hasEncoding(item) || (item.result && !isOpen(item))) void library.search(item);
+}
+
+function casesText(item: Item | undefined, similar: Similar | undefined): string {
+  if (library.why) return '';
+  if (library.count === 0) return text('noCasesNote');
+  if (!item) return text('noImageNote');
+  if (!similar) return item.status === 'failed' ? '' : text('searching');
+  return similar.why ?? (similar.matches.length === 0 ? text('onlyCase') : '');
+}
+
+function showPlaces(): void {
+  const similar = queue.selected && library.similar(queue.selected);
+  const shows = similar && shown?.item === queue.selected && isOpenPanel('cases') && !isPicking();
+  const regions = shows ? (cards.picked?.regions ?? []) : [];
+  viewer.places(boxes(regions.map(({ query }) => query)));
+}
+
 function setText(node: HTMLElement, words: string): void {
   if (node.textContent !== words) node.textContent = words;
 }
@@ -337,6 +428,7 @@ function take(files: Iterable<File>): void {
 
 function choose(item: Item | undefined): void {
   if (!item) return;
+  library.forgetFailures();
   queue.select(item);
   document.getElementById(`item-${item.id}`)?.scrollIntoView({ block: 'nearest' });
 }
@@ -352,6 +444,7 @@ function setPicking(on: boolean, byKey = false): void {
   place = on && byKey ? [8, 8] : undefined;
   if (on && byKey) element('frame').focus();
   paint();
+  showPlaces();
 }
 
 function setPlace(row: number, column: number): void {
@@ -381,6 +474,47 @@ async function exportPng(): Promise<void> {
   exporting.save(file, `${stem(shown.item.name)}.heatmap.png`);
 }
 
+const PANELS = ['cases', 'look', 'details'] as const;
+type Panel = (typeof PANELS)[number];
+const isOpenPanel = (panel: Panel) => !element(`panel-${panel}`).hidden;
+
+function openPanel(open: Panel): void {
+  for (const panel of PANELS) {
+    const tab = element(`tab-${panel}`);
+    tab.setAttribute('aria-selected', String(panel === open));
+    tab.tabIndex = panel === open ? 0 : -1; // the arrow keys lead to the others
+    element(`panel-${panel}`).hidden = panel !== open;
+  }
+  showPlaces();
+}
+
+/** Adds the picture to the library, or takes it out again. */
+async function addOrRemove(): Promise<void> {
+  const item = queue.selected;
+  if (!item?.result || library.readOnly || status.state !== 'ready') return;
+  const similar = library.similar(item);
+  const why = similar?.isCase ? await library.remove(similar.id) : await library.add(item);
+  if (why) problem(why);
+}
+
+async function importFolder(files: Iterable<File>): Promise<void> {
+  element('bad-list').replaceChildren();
+  await library.import(images(files).named);
+}
+
+cards.onPick = showPlaces;
+cards.onRemove = ({ id }) => void library.remove(id).then((why) => why && problem(why));
+for (const panel of PANELS) {
+  element(`tab-${panel}`).addEventListener('click', () => openPanel(panel));
+}
+element('add').addEventListener('click', () => void addOrRemove());
+element('import').addEventListener('click', () => input('import-files').click());
+input('import-files').addEventListener('change', () => {
+  const files = [...(input('import-files').files ?? [])];
+  input('import-files').value = '';
+  void importFolder(files);
+});
+element('import-cancel').addEventListener('click', () => library.cancelImport());
 viewer.onPick = (row, column) => {
   if (isPicking()) setPlace(row, column);
 };
@@ -455,7 +589,12 @@ addEventListener('keydown', (event) => {
     ArrowRight: [0, 1],
   };
   const arrow = arrows[key];
-  if (arrow && onFrame && place) setPlace(place[0] + arrow[0], place[1] + arrow[1]);
+  const tab = PANELS.findIndex((panel) => event.target === element(`tab-${panel}`));
+  const beside = tab < 0 || !arrow ? undefined : PANELS[tab + arrow[1]];
+  if (beside && arrow?.[1]) {
+    openPanel(beside);
+    element(`tab-${beside}`).focus();
+  } else if (arrow && onFrame && place) setPlace(place[0] + arrow[0], place[1] + arrow[1]);
   else if (arrow && onFrame) viewer.move(-40 * arrow[1], -40 * arrow[0]);
   else if (key === 'ArrowUp' || key === 'ArrowDown') step(key === 'ArrowUp' ? -1 : 1);
   else if (key === 'Escape') {
@@ -467,12 +606,17 @@ addEventListener('keydown', (event) => {
   else if (key === '0') viewer.fit();
   else if (key === 's' && queue.selected) setPicking(!isPicking(), true);
   else if (key === 'e') void exportPng();
-  else if (key === 'b') {
+  else if (key === 'a') void addOrRemove();
+  else if (/^[1-8]$/.test(key)) {
+    openPanel('cases');
+    cards.pick(Number(key) - 1);
+  } else if (key === 'b') {
     bare = !bare;
     viewer.split(bare ? 1 : Number(input('compare').value) / 100);
   } else return;
   event.preventDefault();
 });
 
+openPanel('cases');
 translate();
 void refresh();

@@ -27,7 +27,7 @@ export interface Work {
   now(): number;
 }
 
-const ATTEMPTS = 3; // of one image, while its errors may pass
+export const ATTEMPTS = 3; // of one image, while its errors may pass
 const KEPT = 16; // images whose 2.6 MB of embeddings are kept, for similarity and export
 
 /** `sizes`: the draft's and the full side length; one size alone means no draft. */
@@ -156,7 +156,7 @@ export class Queue {
       item.stage = 'full';
       item.attempts = 0;
       this.#keep(item);
-    } else if (worthAnother(item, outcome.error)) {
+    } else if (item.attempts + 1 < ATTEMPTS && worthAnother(item.attempts, outcome.error)) {
       item.attempts += 1;
       item.status = 'waiting';
     } else if (outcome.error.code === 'request.cancelled') {
@@ -181,12 +181,11 @@ export class Queue {
 }
 
 /** An image with which the sidecar died is tried once more: the first time may have been chance. */
-function worthAnother(
-  item: Item,
-  { code, retryable }: { code: string; retryable: boolean },
+export function worthAnother(
+  attempts: number,
+  { code, retryable }: { readonly code: string; readonly retryable: boolean },
 ): boolean {
-  if (code === 'sidecar.exited') return item.attempts === 0;
-  return retryable && item.attempts + 1 < ATTEMPTS;
+  return code === 'sidecar.exited' ? attempts === 0 : retryable;
 }
 
 export function isOpen({ status }: Item): boolean {

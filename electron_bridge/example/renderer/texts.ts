@@ -26,6 +26,11 @@ const en = {
     failed: 'Stopped',
     closed: 'Closed',
   },
+  where: [
+    ['top left', 'top', 'top right'],
+    ['left', 'centre', 'right'],
+    ['bottom left', 'bottom', 'bottom right'],
+  ],
   restartingNote: 'The model stopped and is being started again. Images go on by themselves.',
   failedNote: 'The model does not start. The log of the main process says why.',
   startAgain: 'Start again',
@@ -83,9 +88,36 @@ const en = {
   skipped: '{count} files are no PNG, JPEG or WebP images.',
   keys: 'Keyboard',
   keysText:
-    'O open · ↑ ↓ next image · + − 0 zoom · arrows move · B bare image · S similar places · E export the picture · Esc cancel',
+    'O open · ↑ ↓ next image · + − 0 zoom · arrows move · B bare image · S similar places · 1 to 8 similar case · A add to the library · E export the picture · Esc cancel',
+  panels: 'Panels',
+  cases: 'Cases',
   similarCases: 'Similar cases',
-  similarCasesNote: 'A collection of cases will be searched here.',
+  casesNote:
+    'Similar means: looks alike. It is not the same diagnosis. The order is all that counts.',
+  oneCase: '1 case in the library',
+  caseCount: '{count} cases in the library',
+  noCases: 'The library is empty.',
+  noCasesNote:
+    'Add this image, or import a folder of images. From then on the cases that look most like the picture are shown here. Vectors and a small picture of each image are kept, on this computer.',
+  noImageNote: 'Open an image to see the cases that look like it.',
+  onlyCase: 'No other case is in the library yet.',
+  searching: 'Looking for similar cases …',
+  addCase: 'Add this image',
+  removeThis: 'Remove this image',
+  importFolder: 'Import folder',
+  importing: '{done} of {all} imported',
+  imported: 'Imported: {count}',
+  notImported: 'Not imported: {count}',
+  importCancelled: 'Import cancelled after {done} of {all}.',
+  readOnlyNote: 'This library can be searched only.',
+  rank: 'Rank {rank}: {name}',
+  removeSure: 'Remove?',
+  removeLabel: '{name}: remove from the library',
+  places: '{count} places look alike',
+  onePlace: 'One place looks alike',
+  noPlaces: 'No place stands out',
+  placeText: 'Place {number}: {here} here, {there} in the case.',
+  noPicture: 'No picture kept',
 };
 
 const de: typeof en = {
@@ -115,6 +147,11 @@ const de: typeof en = {
     failed: 'Angehalten',
     closed: 'Beendet',
   },
+  where: [
+    ['oben links', 'oben', 'oben rechts'],
+    ['links', 'in der Mitte', 'rechts'],
+    ['unten links', 'unten', 'unten rechts'],
+  ],
   restartingNote:
     'Das Modell ist stehen geblieben und wird neu gestartet. Es geht von selbst weiter.',
   failedNote: 'Das Modell startet nicht. Das Protokoll des Hauptprozesses sagt, warum.',
@@ -148,7 +185,7 @@ const de: typeof en = {
   viridis: 'Viridis',
   inferno: 'Inferno',
   grey: 'Grau',
-  details: 'Einzelheiten',
+  details: 'Details',
   model: 'Modell',
   resolution: 'Auflösung',
   norms: 'Normen',
@@ -174,14 +211,41 @@ const de: typeof en = {
   skipped: '{count} Dateien sind keine PNG-, JPEG- oder WebP-Bilder.',
   keys: 'Tastatur',
   keysText:
-    'O öffnen · ↑ ↓ nächstes Bild · + − 0 Größe · Pfeile verschieben · B Bild ohne Karte · S ähnliche Stellen · E Bild exportieren · Esc abbrechen',
+    'O öffnen · ↑ ↓ nächstes Bild · + − 0 Größe · Pfeile verschieben · B Bild ohne Karte · S ähnliche Stellen · 1 bis 8 ähnlicher Fall · A in die Sammlung · E Bild exportieren · Esc abbrechen',
+  panels: 'Bereiche',
+  cases: 'Fälle',
   similarCases: 'Ähnliche Fälle',
-  similarCasesNote: 'Hier wird eine Sammlung von Fällen durchsucht werden.',
+  casesNote:
+    'Ähnlich heißt: sieht ähnlich aus. Es heißt nicht: dieselbe Diagnose. Nur die Reihenfolge zählt.',
+  oneCase: '1 Fall in der Sammlung',
+  caseCount: '{count} Fälle in der Sammlung',
+  noCases: 'Die Sammlung ist leer.',
+  noCasesNote:
+    'Dieses Bild aufnehmen oder einen Ordner mit Bildern einlesen. Danach stehen hier die Fälle, die dem Bild am ähnlichsten sehen. Vektoren und ein kleines Bild von jedem werden auf diesem Computer gespeichert.',
+  noImageNote: 'Ein Bild öffnen, um die Fälle zu sehen, die ihm ähneln.',
+  onlyCase: 'Noch ist kein anderer Fall in der Sammlung.',
+  searching: 'Ähnliche Fälle werden gesucht …',
+  addCase: 'Bild aufnehmen',
+  removeThis: 'Bild entfernen',
+  importFolder: 'Ordner einlesen',
+  importing: '{done} von {all} eingelesen',
+  imported: 'Eingelesen: {count}',
+  notImported: 'Nicht eingelesen: {count}',
+  importCancelled: 'Nach {done} von {all} abgebrochen.',
+  readOnlyNote: 'Diese Sammlung kann nur durchsucht werden.',
+  rank: 'Rang {rank}: {name}',
+  removeSure: 'Entfernen?',
+  removeLabel: '{name}: aus der Sammlung entfernen',
+  places: '{count} Stellen sehen ähnlich aus',
+  onePlace: 'Eine Stelle sieht ähnlich aus',
+  noPlaces: 'Keine Stelle sticht hervor',
+  placeText: 'Stelle {number}: hier {here}, im Fall {there}.',
+  noPicture: 'Kein Bild gespeichert',
 };
 
 export const LANGUAGES = { en, de } as const;
 export type Language = keyof typeof LANGUAGES;
-export type Key = Exclude<keyof typeof en, 'state'>;
+export type Key = Exclude<keyof typeof en, 'state' | 'where'>;
 
 let language: Language = navigator.language.startsWith('de') ? 'de' : 'en';
 
@@ -200,6 +264,12 @@ export function text(key: Key, values: Readonly<Record<string, string | number>>
 
 export function stateText(state: keyof typeof en.state): string {
   return LANGUAGES[language].state[state];
+}
+
+/** Where a box [top, left, bottom, right], in fractions of an image, lies. */
+export function whereText([top, left, bottom, right]: readonly number[]): string {
+  const third = (from = 0, to = 0) => Math.min(Math.floor(((from + to) / 2) * 3), 2);
+  return LANGUAGES[language].where[third(top, bottom)]?.[third(left, right)] ?? '';
 }
 
 export function number(value: number, digits = 3): string {

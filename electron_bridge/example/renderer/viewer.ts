@@ -13,6 +13,7 @@ export class Viewer {
   readonly #bare: HTMLCanvasElement;
   readonly #painted: HTMLCanvasElement;
   readonly #mark: HTMLElement;
+  readonly #places: HTMLElement;
   #pixels: ImageData | undefined;
   #into: ImageData | undefined;
   #scores: ArrayLike<number> | undefined;
@@ -31,6 +32,7 @@ export class Viewer {
     this.#bare = find('bare');
     this.#painted = find('painted');
     this.#mark = find('mark');
+    this.#places = find('places');
     new ResizeObserver(() => this.fit()).observe(frame);
     this.#listen();
   }
@@ -87,6 +89,11 @@ export class Viewer {
     if (!place) return;
     this.#mark.style.top = `${(place[0] / 16) * 100}%`;
     this.#mark.style.left = `${(place[1] / 16) * 100}%`;
+  }
+
+  /** Frames over the picture, in place of those before. */
+  places(frames: readonly HTMLElement[]): void {
+    this.#places.replaceChildren(...frames);
   }
 
   fit(): void {

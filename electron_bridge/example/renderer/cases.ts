@@ -1,0 +1,177 @@
+/** The cards of similar cases, with the places that look alike. Knows the DOM, and no sidecar. */
+
+import type { Match } from './library.js';
+import { number, text, whereText } from './texts.js';
+import { ofCase } from './thumbnail.js';
+
+type Box = readonly number[];
+
+export class Cards {
+  onPick: (match: Match) => void = () => undefined;
+  onRemove: (match: Match) => void = () => undefined;
+  readonly #list: HTMLElement;
+  #shown: { matches: readonly Match[]; removable: boolean; language: string } | undefined;
+  #urls: string[] = [];
+  #picked = 0;
+
+  constructor(list: HTMLElement) {
+    this.#list = list;
+  }
+
+  /** The case whose places are shown. */
+  get picked(): Match | undefined {
+    return this.#shown?.matches[this.#picked];
+  }
+
+  show(matches: readonly Match[], removable: boolean): void {
+    const { lang: language } = document.documentElement;
+    const before = this.#shown;
+    const same = before?.matches === matches || !(before?.matches.length || matches.length);
+    if (same && before?.removable === removable && before.language === language) return;
+    if (!same) this.#picked = 0;
+    this.#shown = { matches, removable, language };
+    const held = this.#list.contains(document.activeElement)
+      ? this.#at(document.activeElement)
+      : -1;
+    for (const url of this.#urls.splice(0)) URL.revokeObjectURL(url);
+    this.#list.replaceChildren(...matches.map((match, at) => this.#card(match, at, removable)));
+    this.#mark();
+    // The focus stays in the list when a card is gone.
+    if (held >= 0) this.#buttons()[Math.min(held, matches.length - 1)]?.focus();
+  }
+
+  /** By rank, from 0. */
+  pick(at: number): void {
+    const match = this.#shown?.matches[at];
+    if (!match) return;
+    this.#picked = at;
+    this.#mark();
+    this.#list.children[at]?.scrollIntoView({ block: 'nearest' });
+    this.onPick(match);
+  }
+
+  #buttons(): HTMLButtonElement[] {
+    return [...this.#list.querySelectorAll<HTMLButtonElement>('.pick')];
+  }
+
+  #at(inside: Element | null): number {
+    return [...this.#list.children].findIndex((entry) => entry.contains(inside));
+  }
+
+  #mark(): void {
+    for (const [at, button] of this.#buttons().entries()) {
+      button.setAttribute('aria-pressed', String(at === this.#picked));
+    }
+  }
+
+  #card(match: Match, at: number, removable: boolean): HTMLElement {
+    const entry = document.createElement('li');
+    const name = nameOf(match);
+    const pick = made('button', 'pick');
+    pick.type = 'button';
+    pick.addEventListener('click', () => this.pick(at));
+    pick.append(this.#figure(match));
+    const words = made('span', 'words');
+    words.append(
+      made('span', 'hidden', text('rank', { rank: number(at + 1), name })),
+      silent(made('span', 'rank', number(at + 1))),
+      silent(made('span', 'name', name)),
+      made('span', 'quiet line', factsOf(match)),
+      made('span', 'quiet line', placesOf(match)),
+    );
+    for (const [index, { query, match: there }] of (match.regions ?? []).entries()) {
+      const values = { number: index + 1, here: whereText(query), there: whereText(there) };
+      words.append(made('span', 'hidden', text('placeText', values)));
+    }
+    pick.append(words);
+    entry.append(pick);
+    if (removable) entry.append(this.#remove(match, name));
+    return entry;
+  }
+
+  #figure(match: Match): HTMLElement {
+    const figure = made('span', 'figure');
+    const picture = ofCase(match.metadata.thumbnail);
+    if (picture) {
+      const image = document.createElement('img');
+      image.alt = '';
+      image.src = URL.createObjectURL(picture);
+      this.#urls.push(image.src);
+      figure.append(image);
+    } else {
+      figure.append(made('span', 'quiet', text('noPicture')));
+    }
+    figure.append(...boxes((match.regions ?? []).map((pair) => pair.match)));
+    const well = made('span', 'well');
+    well.append(figure);
+    return well;
+  }
+
+  /** Asks once more before a case is gone. */
+  #remove(match: Match, name: string): HTMLElement {
+    const button = made('button', 'small remove');
+    button.type = 'button';
+    let sure = false;
+    const ask = (asking: boolean) => {
+      sure = asking;
+      button.textContent = asking ? text('removeSure') : '×';
+      button.classList.toggle('sure', asking);
+      const label = asking ? `${text('removeSure')} ${name}` : text('removeLabel', { name });
+      button.setAttribute('aria-label', label);
+    };
+    ask(false);
+    button.addEventListener('click', () => (sure ? this.onRemove(match) : ask(true)));
+    button.addEventListener('blur', () => ask(false));
+    return button;
+  }
+}
+
+/** Numbered frames over a picture; the same number is the same pair. */
+export function boxes(of: readonly Box[]): HTMLElement[] {
+  return of.map(([top = 0, left = 0, bottom = 0, right = 0], index) => {
+    const frame = silent(made('span', 'place'));
+    frame.append(made('span', 'number', number(index + 1)));
+    frame.dataset.pair = String(index + 1);
+    frame.style.top = `${top * 100}%`;
+    frame.style.left = `${left * 100}%`;
+    frame.style.height = `${(bottom - top) * 100}%`;
+    frame.style.width = `${(right - left) * 100}%`;
+    return frame;
+  });
+}
+
+export function nameOf({ id, metadata }: Match): string {
+  return typeof metadata.name === 'string' && metadata.name ? metadata.name : id;
+}
+
+/** What else is known of a case, as far as it is short. */
+function factsOf({ metadata }: Match): string {
+  return Object.entries(metadata)
+    .filter(([key]) => key !== 'name' && key !== 'thumbnail')
+    .filter(([, value]) => typeof value === 'number' || typeof value === 'string')
+    .map(([, value]) => String(value).slice(0, 60))
+    .slice(0, 3)
+    .join(' · ');
+}
+
+function placesOf({ regions = [] }: Match): string {
+  if (regions.length === 0) return text('noPlaces');
+  return regions.length === 1 ? text('onePlace') : text('places', { count: regions.length });
+}
+
+function made<Name extends 'span' | 'button'>(
+  tag: Name,
+  classes: string,
+  words = '',
+): HTMLElementTagNameMap[Name] {
+  const node = document.createElement(tag);
+  node.className = classes;
+  node.textContent = words;
+  return node;
+}
+
+/** For the eye only: a screen reader is told otherwise. */
+function silent<Node extends HTMLElement>(node: Node): Node {
+  node.setAttribute('aria-hidden', 'true');
+  return node;
+}
