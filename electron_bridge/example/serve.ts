@@ -42,8 +42,9 @@ const { values, positionals } = parseArgs({
   allowPositionals: true,
 });
 const [command, ...args] = positionals;
-// npm runs scripts in the package's own directory, which is no place for a user's file.
-const library = path.resolve(process.env.INIT_CWD ?? '.', values.library);
+// npm runs scripts in the package's own directory: the user's files are where npm was called.
+if (process.env.INIT_CWD) process.chdir(process.env.INIT_CWD);
+const library = path.resolve(values.library);
 
 /** Electron's ipcMain, as much of it as is used. */
 const handlers = new Map<string, Parameters<IpcMainLike['handle']>[1]>();

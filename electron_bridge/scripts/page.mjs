@@ -2,14 +2,17 @@
  * The example app as an app would have it, from the packed package: its main process under plain Node and
  * its page in headless Chromium. The page, its security policy, the preload script and registerVisionIpc are
  * the real ones, and of Electron there stands in what they use. `npm run electron-page [PICTURE.png]` writes
- * what the page then looks like. Needs Chromium (at CHROMIUM, else /usr/bin/chromium) and the npm registry.
+ * what the page then looks like. Then `npm run page` of the installed package shows the same page in a browser.
+ * Needs Chromium (at CHROMIUM, else /usr/bin/chromium) and the npm registry.
  */
 
 import assert from 'node:assert/strict';
-import { EventEmitter } from 'node:events';
-import { cpSync, readFileSync, rmSync } from 'node:fs';
+import { spawn } from 'node:child_process';
+import { EventEmitter, once } from 'node:events';
+import { cpSync, existsSync, readFileSync, rmSync } from 'node:fs';
 import Module, { createRequire } from 'node:module';
 import path from 'node:path';
+import { createInterface } from 'node:readline';
 import { pathToFileURL } from 'node:url';
 import { chromium } from 'playwright-core';
 import { buildApp } from '../example/build.mjs';
@@ -111,6 +114,40 @@ const electron = {
 const load = Module._load;
 Module._load = (name, ...rest) => (name === 'electron' ? electron : load(name, ...rest));
 
+/** `npm run page` of the package that is installed in `fresh`, seen in Chromium. */
+async function served() {
+  const installed = path.join('node_modules', 'electron-vision-sidecar');
+  const args = [
+    'run',
+    '--silent',
+    'page',
+    '--prefix',
+    installed,
+    '--',
+    '--library',
+    'served.cases',
+  ];
+  const server = spawn('npm', args, {
+    cwd: fresh,
+    stdio: ['ignore', 'pipe', 'inherit'],
+    detached: true,
+  });
+  try {
+    const [address] = await once(createInterface(server.stdout), 'line');
+    const page = await browser.newPage();
+    await page.goto(address);
+    await page.locator('#state[data-state=ready]').waitFor({ timeout: 120_000 });
+    await page.setInputFiles('#files', path.join(fresh, 'scan.png'));
+    await page.locator('#queue .quiet', { hasText: 'Done' }).waitFor({ timeout: 120_000 });
+    await page.click('#add');
+    await page.locator('#library', { hasText: '1 case' }).waitFor();
+    assert.ok(existsSync(path.join(fresh, 'served.cases')));
+  } finally {
+    process.kill(-server.pid, 'SIGTERM'); // npm passes no signal on
+    if (server.exitCode === null && server.signalCode === null) await once(server, 'exit');
+  }
+}
+
 let opened;
 const opening = new Promise((resolve) => {
   opened = resolve;
@@ -134,6 +171,9 @@ try {
   await page.setInputFiles('#files', path.join(fresh, 'scan.png'));
   await item('^Done$');
   await page.waitForFunction(() => document.getElementById('frame').dataset.painted > 0);
+  await page.click('#add');
+  await page.waitForFunction(() => document.getElementById('library').textContent.includes('1 '));
+  assert.ok(existsSync(path.join(fresh, 'library.cases'))); // in the app's user data
   await page.screenshot({ path: picture, fullPage: true });
   const text = { name: 'text.png', mimeType: 'image/png', buffer: Buffer.from('no image') };
   await page.setInputFiles('#files', text);
@@ -146,6 +186,8 @@ try {
   electron.app.emit('window-all-closed');
   await quit;
   console.log(`ok: the page shows its picture, ${picture}`);
+  await served();
+  console.log('ok: npm run page of the installed package shows it in a browser');
 } finally {
   await browser.close();
   rmSync(fresh, { recursive: true });
