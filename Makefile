@@ -12,7 +12,7 @@ TINY := .work/tiny-model
 CPP = $$(git ls-files '*.cc')
 
 .PHONY: install kernels demo app test check freeze bench bench-retrieval profile soak fuzz attack mutate lock
-.PHONY: wheel npm packed bundlers nodes wine docs clean
+.PHONY: corpus wheel npm packed bundlers nodes wine docs clean
 
 install: .venv/.installed $(BRIDGE) kernels
 
@@ -94,6 +94,15 @@ bench-retrieval: install
 	OPENBLAS_NUM_THREADS=1 $(PY) -m bench.retrieval $(DEMO) $(BENCH)
 	$(PY) -m pytest tests/test_move_collection.py
 
+# Ray is 79 MB to download, so it is installed only here. Kills, nodes, 100,000 rows: docs/corpus.md.
+corpus: install $(DEMO)/manifest.json
+	$(PY) -m pip install --quiet --requirement requirements/corpus.txt lancedb qdrant-edge-py yamllint kubernetes-validate
+	$(PY) -m pytest tests/corpus
+	$(PY) -m tests.corpus_scale same --model $(DEMO)
+	$(PY) -m tests.corpus_scale kills
+	$(PY) -m tests.corpus_scale nodes
+	$(PY) -m tests.corpus_scale collection
+
 profile: install
 	$(PY) -m bench.profile
 
@@ -157,6 +166,7 @@ lock:
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --output-file requirements/runtime.txt
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --extra freeze --constraints requirements/runtime.txt --output-file requirements/freeze.txt
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --extra build --extra dev --override .work/no-torch.txt --constraints requirements/runtime.txt --output-file requirements/dev.txt
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --extra corpus --constraints requirements/runtime.txt --constraints requirements/dev.txt --output-file requirements/corpus.txt
 
 clean:
 	rm -rf .work dist out mutants electron_bridge/dist

@@ -1,7 +1,7 @@
 """What a build reads and writes: each artefact's name, its files, and the types read from them.
 
 A step writes one artefact, a directory, and reads others where they lie. Only names, formats and
-plain values live here, and the error for what is not as it should be: no step, no torch, no ONNX.
+plain values live here: no step, no torch, no ONNX.
 """
 
 import json
@@ -15,13 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from build.errors import BuildError as BuildError  # for all who import it from here
 from sidecar.manifest import GRID, Normalisation
 
 Item = TypeVar("Item")
-
-
-class BuildError(Exception):
-    """The build cannot go on. The message says what was expected, what was found, what to do."""
 
 
 class Artifact(StrEnum):

@@ -188,6 +188,20 @@ class Collection:
             self._fit_places()
         return True
 
+    def adopt_statistics(self, other: "Collection") -> None:
+        """Take the whitening and the basis of another collection while this one is empty. So
+        similarities of the two compare: they are shards of one.
+        """
+        if self.count or not other._fit_size():
+            return
+        names = [f"whitening.{name}" for name in ("mean", "components", "gains", "cases")]
+        with self.store.writing():
+            for name in (*names, "basis.mean", "basis.axes", "positions"):
+                array = other.store.array(name)
+                if array is not None:
+                    self.store.put_array(name, array)
+        self._forget()
+
     def _fit_whitening(self) -> None:
         slots, scales, codes = self._all_vectors()
         vectors = scales[:, None] * codes

@@ -138,7 +138,7 @@ def _images(sources: tuple[Path, ...]) -> dict[str, Path]:
     for source in sources:
         if not source.exists():
             raise ValueError(f"there is no file or folder {source}.")
-        for path in sorted(_below(source)) if source.is_dir() else [source]:
+        for path in sorted(image_files(source)) if source.is_dir() else [source]:
             id = path.relative_to(source).as_posix() if source.is_dir() else path.name
             if id in found:
                 raise ValueError(
@@ -150,19 +150,19 @@ def _images(sources: tuple[Path, ...]) -> dict[str, Path]:
     return found
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def image_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[Path]:
     """Image files at any depth, but no hidden ones: copies from a Mac are full of those."""
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
                 yield Path(parent) / name
 
 
 def _metadata(path: Path) -> dict[str, dict[str, Any]]:
     """By id, from CSV or JSON lines. Raises ValueError, OSError."""
     found: dict[str, dict[str, Any]] = {}
-    for number, row in _rows(path):
+    for number, row in metadata_rows(path):
         try:
             id = check_id(row.pop("id", None))
             metadata_text(row)
@@ -174,7 +174,8 @@ def _metadata(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def metadata_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and rows of CSV or JSON lines. Raises ValueError, OSError."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix.lower() == ".csv":
             table = csv.DictReader(file, restkey="", strict=True)
