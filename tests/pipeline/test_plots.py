@@ -63,11 +63,20 @@ def test_equal_outputs_lie_in_the_first_bin() -> None:
 def test_the_page_shows_figures_bars_times_and_maps(described: dict[str, Any]) -> None:
     page = plots.page([described])
     figure = described["resolutions"]["448"]["heatmap_r_min"]["value"]
-    assert f'<td class="number missed">{figure:.5f}</td>' in page
-    assert page.count("missed") == 2  # one figure, and the style
+    assert f'<td class="number missed">{figure:.5f}<small>' in page
+    assert "1 of 2 bars are missed." in page
+    assert page.count('class="number missed"') == 1
     assert "3.2" in page
     assert page.count("data:image/png;base64,") == 3
     assert "25% of the float model" in page
+
+
+def test_the_page_says_how_much_of_what_the_bars_allow_is_used(described: dict[str, Any]) -> None:
+    figure = described["resolutions"]["448"]["heatmap_r_min"]["value"]
+    described["bars"] = {"heatmap_r_min": figure - (1 - figure)}  # half of it
+    page = plots.page([described])
+    assert "50%" in page
+    assert "All 1 bars are met." in page
 
 
 def test_the_page_loads_nothing_and_runs_nothing(described: dict[str, Any]) -> None:
