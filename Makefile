@@ -97,6 +97,7 @@ bench-retrieval: install
 # Ray is 79 MB to download, so it is installed only here. Kills, nodes, 100,000 rows: docs/corpus.md.
 corpus: install $(DEMO)/manifest.json
 	$(PY) -m pip install --quiet --requirement requirements/corpus.txt lancedb qdrant-edge-py yamllint kubernetes-validate
+	npx --yes dockerfile-utils@0.16.3 lint packaging/corpus/Dockerfile
 	$(PY) -m pytest tests/corpus
 	$(PY) -m tests.corpus_scale same --model $(DEMO)
 	$(PY) -m tests.corpus_scale kills
@@ -167,6 +168,7 @@ lock:
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --extra freeze --constraints requirements/runtime.txt --output-file requirements/freeze.txt
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --extra build --extra dev --override .work/no-torch.txt --constraints requirements/runtime.txt --output-file requirements/dev.txt
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --extra corpus --constraints requirements/runtime.txt --constraints requirements/dev.txt --output-file requirements/corpus.txt
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate pyproject.toml --extra corpus-cluster --constraints requirements/runtime.txt --constraints requirements/dev.txt --output-file requirements/corpus-cluster.txt
 
 clean:
 	rm -rf .work dist out mutants electron_bridge/dist

@@ -95,7 +95,8 @@ def prepare(
     return job, folder, todo
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Exits with argparse's own message where argv is not a command of ours."""
     parser = argparse.ArgumentParser(prog="python -m build.corpus", description=__doc__)
     parser.add_argument(
         "source", help="a folder, a list (CSV, Parquet), Parquet with images; or URL"
@@ -134,7 +135,7 @@ def _positive(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0, also with bad images: their rows tell of them. 1 after one clear sentence."""
-    options = _arguments(argv)
+    options = arguments(argv)
     tokens = OUTPUTS[1] in options.outputs
 
     def tell(line: str) -> None:

@@ -4,6 +4,7 @@
     python -m tests.corpus_scale kills                driver, actor and raylet killed at random
     python -m tests.corpus_scale nodes                eight nodes, one of which is lost
     python -m tests.corpus_scale collection           100,000 rows become a collection
+    python -m tests.corpus_scale checkpoint           Ray Data's own checkpoint, on 2 and 3 cores
 
 Each prints its figures as JSON, and ends with an error where a promise is broken. `make corpus`
 runs all; tests/corpus/test_ray.py runs short forms. Needs the extra `corpus`, but for the last.
@@ -452,6 +453,53 @@ def _spread(encodes: list[tuple[float, str, str]]) -> list[int]:
     return sorted(Counter(p for when, _, p in encodes if begin <= when <= end).values())
 
 
+# checkpoint: what Ray Data's own one does with the same job
+
+
+def checkpoint(work: Path, images: int, cpus: int, seconds: float) -> Figures:
+    """`read_parquet → map_batches → write_parquet` with a CheckpointConfig, two actors of one core on
+    a machine of `cpus` cores, killed after `seconds`. No promise of ours: it says why blocks are
+    their own checkpoints here.
+    """
+    names = [f"{number:06}.png" for number in range(images)]
+    work.mkdir(exist_ok=True)
+    (work / "log").mkdir()
+    pq.write_table(pa.table({"id": names}), work / "list.parquet", row_group_size=20)
+    words = [sys.executable, "-m", "tests.corpus_scale", "checkpointed", "--source", str(work)]
+    child = subprocess.Popen([*words, "--cpus", str(cpus)], cwd=ROOT)
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        Running(Cluster(work, work, work / "log", 0, 0, 0), child).kill_driver()
+    encoded = sum(len(file.read_text().splitlines()) for file in (work / "log").iterdir())
+    written = sum(pq.read_metadata(file).num_rows for file in (work / "rows").glob("*.parquet"))
+    return {"cores": cpus, "seconds": seconds, "encoded": encoded, "written": written}
+
+
+def checkpointed(work: Path, cpus: int) -> None:
+    """The driver of that job."""
+    import ray
+    from ray.data.checkpoint import CheckpointConfig
+
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+    context = ray.data.DataContext.get_current()
+    context.checkpoint_config = CheckpointConfig("id", str(work / "checkpoint"))
+
+    class Sleeper:
+        def __call__(self, batch: Any) -> Any:
+            encoder = stand_in.StandIn(0.05, str(work / "log"))
+            for name in batch["id"].to_pylist():
+                encoder.encode(name.encode(), resolution=(448, 448))
+            return batch
+
+    rows = ray.data.read_parquet(str(work / "list.parquet"), num_cpus=0.01)
+    pool = ray.data.ActorPoolStrategy(size=2)
+    rows = rows.map_batches(
+        Sleeper, batch_size=20, batch_format="pyarrow", compute=pool, num_cpus=1
+    )
+    rows.write_parquet(str(work / "rows"), ray_remote_args={"num_cpus": 0.01})
+
+
 # collection
 
 
@@ -525,7 +573,8 @@ def main() -> None:
     """Run one, and print its figures."""
     parser = argparse.ArgumentParser(prog="python -m tests.corpus_scale", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("same", "kills", "nodes", "collection", "drive", "plain"):
+    own = ("drive", "plain", "checkpointed")  # processes of the others
+    for name in ("same", "kills", "nodes", "collection", "checkpoint", *own):
         command = commands.add_parser(name)
         command.add_argument("--model", type=Path)
         command.add_argument("--resolution", type=int, default=224)
@@ -536,6 +585,7 @@ def main() -> None:
         command.add_argument("--cluster")
         command.add_argument("--source", type=Path)
         command.add_argument("--part", type=int)
+        command.add_argument("--cpus", type=int)
     options = parser.parse_args()
     if options.command == "drive":
         values = json.loads(options.cluster)
@@ -544,6 +594,9 @@ def main() -> None:
         return
     if options.command == "plain":
         plain(options.model, options.source, options.resolution, options.part)
+        return
+    if options.command == "checkpointed":
+        checkpointed(options.source, options.cpus)
         return
     work = Path(tempfile.mkdtemp(prefix="corpus-scale-"))
     images = options.images
@@ -554,6 +607,9 @@ def main() -> None:
         "kills": lambda: kills(work, images or 1000, 20, options.seed),
         "nodes": lambda: nodes(work, images or 6400, 8, 0.05, 20),
         "collection": lambda: collection(work, images or 100_000, options.dims),
+        "checkpoint": lambda: {
+            "runs": [checkpoint(work / str(cpus), images or 600, cpus, 60) for cpus in (2, 3)]
+        },
     }
     try:
         print(json.dumps(runs[options.command](), indent=1), flush=True)
