@@ -457,16 +457,16 @@ def _spread(encodes: list[tuple[float, str, str]]) -> list[int]:
 
 
 def checkpoint(work: Path, images: int, cpus: int, seconds: float) -> Figures:
-    """`read_parquet → map_batches → write_parquet` with a CheckpointConfig, two actors of one core on
-    a machine of `cpus` cores, killed after `seconds`. No promise of ours: it says why blocks are
-    their own checkpoints here.
+    """`read_parquet → map_batches → write_parquet` with a CheckpointConfig: two actors of one core
+    on a machine of `cpus` cores, killed after `seconds`. No promise of ours: it says why blocks
+    are their own checkpoints here.
     """
     names = [f"{number:06}.png" for number in range(images)]
     work.mkdir(exist_ok=True)
     (work / "log").mkdir()
     pq.write_table(pa.table({"id": names}), work / "list.parquet", row_group_size=20)
     words = [sys.executable, "-m", "tests.corpus_scale", "checkpointed", "--source", str(work)]
-    child = subprocess.Popen([*words, "--cpus", str(cpus)], cwd=ROOT)
+    child = subprocess.Popen([*words, "--cpus", str(cpus)], cwd=ROOT, text=True)
     try:
         child.wait(seconds)
     except subprocess.TimeoutExpired:
