@@ -100,6 +100,7 @@ corpus: install $(DEMO)/manifest.json
 	npx --yes dockerfile-utils@0.16.3 lint packaging/corpus/Dockerfile
 	$(PY) -m pytest tests/corpus
 	$(PY) -m tests.corpus_scale same --model $(DEMO)
+	$(PY) -m tests.corpus_scale throughput --model $(DEMO)
 	$(PY) -m tests.corpus_scale kills
 	$(PY) -m tests.corpus_scale nodes
 	$(PY) -m tests.corpus_scale collection

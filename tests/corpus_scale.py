@@ -1,6 +1,7 @@
 """A corpus at scale, on one machine: the same vectors, kills, many nodes, a large collection.
 
     python -m tests.corpus_scale same --model DIR     2,000 images, 20 of them bad, two encoders
+    python -m tests.corpus_scale throughput --model DIR    against two processes that only encode
     python -m tests.corpus_scale kills                driver, actor and raylet killed at random
     python -m tests.corpus_scale nodes                eight nodes, one of which is lost
     python -m tests.corpus_scale collection           100,000 rows become a collection
@@ -100,29 +101,34 @@ def _huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(header)) + chunk + crc
 
 
-def same(model: Path, work: Path, count: int, bad: int, resolution: int, rounds: int) -> Figures:
-    """The vectors of two encoders of one core, bit for bit, and their throughput."""
-    source = work / "images"
+def same(model: Path, work: Path, count: int, bad: int, resolution: int) -> Figures:
+    """The vectors of two encoders of one core, bit for bit, and a row with a code for each bad
+    file, or an AssertionError.
+    """
+    source, out = work / "images", work / "out"
     wrong = pictures(source, count, bad)
-    ratios, speeds = [], []
-    for number in range(rounds):
-        plain = _plain(model, source, resolution)
-        out = work / f"out-{number}"
-        ours = _timed_corpus(model, source, out, resolution)
-        ratios.append(plain / ours)
-        speeds.append({"plain": count / plain, "corpus": count / ours})
+    _timed_corpus(model, source, out, resolution)
     rows = {row["id"]: row for row in pq.read_table(out).to_pylist()}
     assert len(rows) == count, len(rows)
     codes = {id: row["error"] for id, row in rows.items() if row["error"]}
     assert sorted(codes) == sorted(wrong), set(codes) ^ set(wrong)
-    compared = compare(model, source, rows, resolution, work)
     return {
         "images": count,
         "errors": dict(Counter(codes.values())),
-        "bit_for_bit": compared,
-        "throughput": ratios,
-        "images_a_second": speeds,
+        "equal bit for bit": compare(model, source, rows, resolution, work),
     }
+
+
+def throughput(model: Path, work: Path, count: int, resolution: int, rounds: int) -> Figures:
+    """Images a second of two encoders of one core, and of two processes that do nothing else."""
+    source = work / "images"
+    pictures(source, count, 0)
+    found = []
+    for number in range(rounds):
+        plain = count / _plain(model, source, resolution)
+        ours = count / _timed_corpus(model, source, work / f"out-{number}", resolution)
+        found.append({"plain": plain, "corpus": ours, "ratio": ours / plain})
+    return {"images": count, "images a second": found}
 
 
 def _plain(model: Path, source: Path, resolution: int) -> float:
@@ -182,9 +188,13 @@ def compare(model: Path, source: Path, rows: dict[str, Any], resolution: int, wo
     """How many vectors are those of `sidecar encode`, bit for bit: all, or an AssertionError."""
     good = [id for id, row in rows.items() if row["error"] is None]
     encoded = work / "encoded"
-    words = [sys.executable, "-m", "sidecar", "encode", *(str(source / id) for id in good)]
-    words += ["--model", str(model), "--out", str(encoded), "--resolution", str(resolution)]
-    subprocess.run([*words, "--threads", "1"], cwd=ROOT, check=True, stdout=subprocess.PIPE)
+    words = [sys.executable, "-m", "sidecar", "encode", "--threads", "1", "--model", str(model)]
+    words += ["--out", str(encoded), "--resolution", str(resolution)]
+    halves = [[str(source / id) for id in good[part::2]] for part in range(2)]
+    children = [
+        subprocess.Popen([*words, *half], cwd=ROOT, stdout=subprocess.DEVNULL) for half in halves
+    ]
+    assert [child.wait() for child in children] == [0, 0]
     for id in good:
         with np.load(encoded / f"{Path(id).stem}.npz") as arrays:
             pooled, tokens = arrays["pooled_embedding"][0], arrays["projected_embeddings"][0]
@@ -574,7 +584,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.corpus_scale", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     own = ("drive", "plain", "checkpointed")  # processes of the others
-    for name in ("same", "kills", "nodes", "collection", "checkpoint", *own):
+    for name in ("same", "throughput", "kills", "nodes", "collection", "checkpoint", *own):
         command = commands.add_parser(name)
         command.add_argument("--model", type=Path)
         command.add_argument("--resolution", type=int, default=224)
@@ -601,8 +611,9 @@ def main() -> None:
     work = Path(tempfile.mkdtemp(prefix="corpus-scale-"))
     images = options.images
     runs: dict[str, Callable[[], Figures]] = {
-        "same": lambda: same(
-            options.model, work, images or 2000, 20, options.resolution, options.rounds
+        "same": lambda: same(options.model, work, images or 2000, 20, options.resolution),
+        "throughput": lambda: throughput(
+            options.model, work, images or 2000, options.resolution, options.rounds
         ),
         "kills": lambda: kills(work, images or 1000, 20, options.seed),
         "nodes": lambda: nodes(work, images or 6400, 8, 0.05, 20),
