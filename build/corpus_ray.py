@@ -15,6 +15,8 @@ from typing import Any
 
 # Before Ray is imported: it reports its usage to its makers, unless it is told not to.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Its C++ core warns of how Ray Data itself starts actors.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
 import ray.data
@@ -108,7 +110,7 @@ def run(
             )
         actors = min(place.actors or room, len(todo))
         ready = max(1, min(actors, room))
-        tell(f"{actors} encoders of {job.cores} cores each, {memory / 2**30:.1f} GiB each")
+        tell(f"{actors} encoders; for each {job.cores} cores and {memory / 2**30:.1f} GiB")
         blocks = [{"list": block.list, "number": block.number} for block, _ in todo]
         dataset = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
             Actor,

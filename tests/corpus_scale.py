@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -528,8 +529,7 @@ def collection(work: Path, count: int, dims: int) -> Figures:
     assert peak < 500e6, peak
     opened = Collection.open(file, None, read_only=True)
     assert opened.count == count
-    tokens = noise(7, dims)
-    vectors = Vectors.of(tokens.mean(0), tokens)
+    vectors = noise(7, dims)
     cost = opened.store.size / count
     opened.search(vectors)
     begun = time.process_time()
@@ -546,14 +546,19 @@ def collection(work: Path, count: int, dims: int) -> Figures:
     }
 
 
-def noise(number: int, dims: int) -> Any:
-    """Tokens of a picture that nobody took: [256, dims], from a few directions as real ones are."""
+def noise(number: int, dims: int) -> Vectors:
+    """Of a picture that nobody took: regions from a few directions, as real ones are."""
     draws = np.random.default_rng(number)
-    base = np.random.default_rng(10**9).normal(size=(32, dims)).astype(np.float32)
-    weights = draws.normal(size=(16, 32)).astype(np.float32)
-    cells = weights @ base + draws.normal(scale=0.3, size=(16, dims)).astype(np.float32)
-    grid = cells.reshape(4, 1, 4, 1, dims)
-    return np.broadcast_to(grid, (4, 4, 4, 4, dims)).reshape(256, dims)
+    weights = draws.standard_normal((16, 32), np.float32)
+    regions = weights @ directions(dims)
+    regions += np.float32(0.3) * draws.standard_normal((16, dims), np.float32)
+    return Vectors(regions.mean(0), regions)
+
+
+@cache
+def directions(dims: int) -> Any:
+    """[32, dims]"""
+    return np.random.default_rng(10**9).standard_normal((32, dims), np.float32)
 
 
 def rows_of_noise(out: Path, count: int, dims: int, block: int = 500) -> None:
@@ -565,8 +570,7 @@ def rows_of_noise(out: Path, count: int, dims: int, block: int = 500) -> None:
     for first in range(0, count, block):
         rows = []
         for number in range(first, min(first + block, count)):
-            tokens = noise(number, dims)
-            vectors = Vectors.of(tokens.mean(0), tokens)
+            vectors = noise(number, dims)
             row: dict[str, Any] = {
                 "id": str(number),
                 "metadata": "{}",
