@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import checkpoint, machine
+from bench.unmeasured import unmeasured
 from build import images, pipeline
 from build.__main__ import place
 from build.artifacts import FLOAT, WEIGHTS, Artifact, Projection, Step, read_geometry, size
@@ -28,7 +29,6 @@ CACHE = ROOT / ".cache"
 DEMO = "demo"
 
 PROJECTION: Projection = "projector"  # one for all rows: else they would compute different things
-FEW = images.VALIDATION[:3]  # enough to see that a random model is exported right
 NNCF_BYTES_A_LAYER = 500_000_000  # of memory: 13.4 GB were seen at 27 layers
 
 # Neither may tell its maker that we ran it.
@@ -39,10 +39,9 @@ Found = dict[str, Any]
 
 
 def recipe(name: str, source: Step, random: bool) -> Found:
-    """The model directory that `python -m build` makes."""
-    pictures = FEW if random else images.VALIDATION
-    steps = RECIPES[name](Choice(projection=PROJECTION, no_bars=True, images=pictures))
-    chain = (source, *steps)
+    """The model directory that `python -m build` makes; of a random model, without measurements."""
+    steps = RECIPES[name](Choice(projection=PROJECTION, no_bars=True))
+    chain = (source, *(unmeasured(steps) if random else steps))
     model = WORK / "models" / f"{name}-{pipeline.keys(chain)[-1]}"
     if not model.exists():
         model.parent.mkdir(parents=True, exist_ok=True)

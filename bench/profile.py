@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 SIDE, RUNS = 896, 3
 PEAK_SIDE = 2048  # of the square product of onnxruntime's
 SMALLEST = 0.005  # of the time; operators that take less are summed up
-LINEAR = ("Linear", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger")
+LINEAR = ("Linear", "Mlp", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger")
 ATTENTION = ("Attention", "MultiHeadAttention")
 HEAD = ("share of the peak", "T operations", "s", "T a second", "of the peak", "s to be gained")
 

@@ -70,7 +70,7 @@ DATA = ".data"
 # The fastest first, with the custom ops of each. Where a CPU gains by our attention alone, the
 # linear layers stay onnxruntime's.
 CUSTOM_OP_GRAPHS = {
-    "vision_encoder_kernels.onnx": ("Attention", "Linear"),
+    "vision_encoder_kernels.onnx": ("Attention", "Linear", "Mlp"),
     "vision_encoder_attention.onnx": ("Attention",),
 }
 

@@ -4,6 +4,8 @@ The graphs are made on every machine, whether or not the library was built there
 the sidecar uses one only where its CPU is served and the golden input comes out as recorded.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -68,6 +70,95 @@ def attention(model: ir.Model) -> None:
     for node in model.graph:
         if node.domain == CONTRIB and node.op_type == "MultiHeadAttention":
             node.domain, node.op_type = DOMAIN, "Attention"
+
+
+def fuse(model: ir.Model) -> None:
+    """What stands between linear layers joins them: residuals, LayerNorms, and fc1 with fc2."""
+    for node in list(model.graph):
+        add_residual(model, node)
+    for node in list(model.graph):
+        normalise_tokens(model, node)
+    for node in list(model.graph):
+        join_mlp(model, node)
+
+
+def add_residual(model: ir.Model, node: ir.Node) -> None:
+    """An Add of a Linear that nobody else reads becomes an input of the Linear."""
+    if node.op_type != "Add":
+        return
+    for product, residual in (node.inputs, reversed(node.inputs)):
+        layer = sole_source(product, "Linear")
+        if layer is None or is_stored(residual) or residual.shape != product.shape:
+            continue
+        fused = insert_before(
+            node,
+            "Linear",
+            (*padded(layer.inputs, 5), residual),
+            layer.name,
+            layer.attributes,
+            domain=DOMAIN,
+        )
+        graph.replace(model, node, fused.outputs[0])
+        break
+
+
+def normalise_tokens(model: ir.Model, node: ir.Node) -> None:
+    """QuantiseTokens of a LayerNorm that nobody else reads becomes NormaliseTokens."""
+    if node.op_type != "QuantiseTokens" or len(node.inputs) > 1:
+        return
+    norm = sole_source(node.inputs[0], "LayerNormalization")
+    if norm is None or len(norm.inputs) < 3 or norm.attributes.get_int("axis", -1) != -1:
+        return
+    fused = insert_before(
+        node,
+        "NormaliseTokens",
+        norm.inputs,
+        f"{norm.name}/NormaliseTokens",
+        {"epsilon": norm.attributes.get_float("epsilon", 1e-5)},
+        domain=DOMAIN,
+        outputs=2,
+    )
+    ir.convenience.replace_all_uses_with(node.outputs, fused.outputs)
+    model.graph.remove((node, norm), safe=True)
+
+
+def join_mlp(model: ir.Model, node: ir.Node) -> None:
+    """A Linear of a Linear becomes Mlp. The numbers between them are never stored as floats."""
+    if node.op_type != "Linear" or node.attributes["activation"].as_string() != "none":
+        return
+    tokens = sole_source(node.inputs[0], "QuantiseTokens")
+    first = sole_source(tokens.inputs[0], "Linear") if tokens is not None else None
+    if tokens is None or first is None:
+        return
+    *one, residual_of_one = padded(first.inputs, 6)
+    two = padded(node.inputs, 6)
+    bias, residual = two[4:]
+    if one[4] is None or bias is None or residual_of_one is not None:
+        return  # Mlp always has both biases, and adds no residual in between
+    factors = padded(tokens.inputs, 2)[1]
+    fused = insert_before(
+        node,
+        "Mlp",
+        (*one, *two[2:5], factors, residual),
+        node.name.replace("/Linear", "/Mlp"),
+        first.attributes,
+        domain=DOMAIN,
+    )
+    graph.replace(model, node, fused.outputs[0])
+
+
+def sole_source(value: ir.Value, op: str) -> ir.Node | None:
+    """The node of that type that makes `value`, if one other node alone reads what it makes."""
+    node = value.producer()
+    if node is None or node.op_type != op or any(out.is_graph_output() for out in node.outputs):
+        return None
+    readers = {reader for output in node.outputs for reader in output.consumers()}
+    return node if len(readers) == 1 else None
+
+
+def padded(inputs: Sequence[ir.Value | None], count: int) -> tuple[ir.Value | None, ...]:
+    """So many inputs; those that are absent are None."""
+    return (*inputs, *[None] * (count - len(inputs)))
 
 
 def epilogue(node: ir.Node) -> tuple[ir.Node, ir.Value | None, str]:

@@ -98,6 +98,8 @@ def quantise(model: ir.Model, plan: Plan, custom: tuple[str, ...] = ()) -> None:
             weight_only(model, node, 0, *symmetric(stored(node, 0), axis=0))
     if "Attention" in custom:
         custom_ops.attention(model)
+    if "Mlp" in custom:
+        custom_ops.fuse(model)
     if custom:
         model.opset_imports[custom_ops.DOMAIN] = 1
     halve_vectors(model)

@@ -102,7 +102,7 @@ def select(files: ModelFiles, threads: int, kernels: str = "auto") -> tuple[Sess
         check = check_session(session, manifest, recorded)
         if not check.difference:
             if attempt.custom is not None:
-                names = " and ".join(attempt.custom.operators)
+                names = ", ".join(attempt.custom.operators)
                 why = (
                     f"this CPU has {variant} for {names}, and the golden input came out as "
                     "recorded."

@@ -66,26 +66,43 @@ void TimeLinear(size_t tokens, const std::vector<float>& numbers, std::vector<fl
   for (size_t i = 0; i < weights.size(); ++i)
     weights[i] = static_cast<int8_t>(i * 7919 % 255 - 127);
   const std::vector<float> steps(kWide, 0.001f);
+  const LinearWeights layer_weights{weights.data(), steps.data(), steps.data()};
   std::vector<uint8_t> quantized(tokens * kWide);
   std::vector<TokenScale> scales(tokens);
+  const ThreadPool pool{1, Serial, Never};
   for (const LinearVariant& variant : LinearVariants()) {
+    const auto in_quantized = [&](size_t inputs) {
+      variant.quantize(tokens, inputs, numbers.data(), nullptr, quantized.data(), scales.data(),
+                       pool);
+    };
+    const auto products = [&](size_t weights_of_all) {
+      return static_cast<double>(tokens) * static_cast<double>(weights_of_all);
+    };
     for (const auto& layer : layers) {
       const std::string name = std::string(layer.name) + ", " + variant.name;
       const LinearShape shape{tokens, layer.inputs, layer.outputs};
-      Time("bytes for " + name, 0, [&] {
-        variant.quantize(tokens, layer.inputs, numbers.data(), nullptr, quantized.data(),
-                         scales.data(), {1, Serial, Never});
-      });
+      Time("bytes for " + name, 0, [&] { in_quantized(layer.inputs); });
       std::vector<char> scratch(variant.scratch_bytes(shape, 1));
-      const double products =
-          static_cast<double>(tokens) * static_cast<double>(layer.inputs * layer.outputs);
-      Time(name, products, [&] {
+      Time(name, products(layer.inputs * layer.outputs), [&] {
         variant.multiply(shape,
-                         {quantized.data(), scales.data(), weights.data(), steps.data(),
-                          steps.data(), result.data()},
-                         layer.activation, scratch.data(), {1, Serial, Never});
+                         {quantized.data(), scales.data(), layer_weights, nullptr, result.data()},
+                         layer.activation, scratch.data(), pool);
       });
     }
+    const std::string of_variant = std::string(", ") + variant.name;
+    Time("LayerNorm and bytes" + of_variant, 0, [&] {
+      variant.normalize(tokens, kHidden, numbers.data(), {steps.data(), steps.data(), 1e-6f},
+                        quantized.data(), scales.data(), pool);
+    });
+    in_quantized(kHidden);
+    const MlpShape shape{tokens, kHidden, kWide, kHidden};
+    std::vector<char> scratch(variant.mlp_scratch_bytes(shape, 1));
+    Time("fc1, GELU, bytes and fc2" + of_variant, products(2 * kHidden * kWide), [&] {
+      variant.multiply_mlp(shape,
+                           {quantized.data(), scales.data(), layer_weights, nullptr, layer_weights,
+                            nullptr, result.data()},
+                           Activation::kFastGelu, scratch.data(), pool);
+    });
   }
 }
 

@@ -8,12 +8,19 @@
 //     attributes num_heads (int) and scale (float).
 //   QuantiseTokens(numbers: float [..., inputs], factors: float [inputs], optional)
 //     -> tokens: uint8 [..., inputs rounded up to 4], token_scales: float [..., 2].
+//   NormaliseTokens(numbers: float [..., inputs], weight: float [inputs], bias: float [inputs])
+//     -> tokens, token_scales: QuantiseTokens of LayerNormalization; attribute epsilon (float).
 //   Linear(tokens, token_scales, weights: int8 [inputs, outputs], weight_scales: float [outputs],
-//          bias: float [outputs], optional) -> result: float [..., outputs];
-//     attribute activation (string): none, Gelu or FastGelu.
+//          bias: float [outputs], optional, residual: float [..., outputs], optional)
+//     -> result: float [..., outputs]; attribute activation (string): none, Gelu or FastGelu. The
+//     residual is added after the activation.
+//   Mlp(tokens, token_scales, weights: int8 [inputs, hidden], weight_scales: float [hidden],
+//       bias: float [hidden], weights: int8 [hidden, outputs], weight_scales: float [outputs],
+//       bias: float [outputs], factors: float [hidden], optional, residual: float [..., outputs],
+//       optional) -> result: float [..., outputs]; attribute activation. Linear, QuantiseTokens
+//     with the factors, and Linear with the residual.
 //
-// The outputs of QuantiseTokens are for Linear alone: how a byte holds its integer depends on the
-// CPU.
+// The tokens are for Linear and Mlp alone: how a byte holds its integer depends on the CPU.
 
 #include <algorithm>
 #include <atomic>
@@ -199,36 +206,102 @@ class QuantiseTokensKernel {
   LinearVariant variant_;
 };
 
-class LinearKernel {
+class NormaliseTokensKernel {
  public:
-  explicit LinearKernel(const Ort::ConstKernelInfo& info)
-      : variant_(Best(LinearVariants())),
-        activation_(Parse(info.GetAttribute<std::string>("activation"))) {}
+  explicit NormaliseTokensKernel(const Ort::ConstKernelInfo& info)
+      : variant_(Best(LinearVariants())), epsilon_(info.GetAttribute<float>("epsilon")) {
+    Require(epsilon_ > 0, "NormaliseTokens expects an epsilon above zero.");
+  }
 
   void Compute(const Call& call) const {
     Shape shape = ShapeOf(call.Input(0));
-    const Shape weights = ShapeOf(call.Input(2));
-    Require(weights.size() == 2 && static_cast<size_t>(weights[0]) <= kMaxInputs &&
-                !shape.empty() &&
-                shape.back() == static_cast<int64_t>(TokenBytes(static_cast<size_t>(weights[0]))),
-            "Linear expects tokens of QuantiseTokens, and weights [inputs, outputs] to match.");
-    const size_t row = static_cast<size_t>(shape.back());
-    const LinearShape sizes{row == 0 ? 0 : ElementCount(shape) / row,
-                            static_cast<size_t>(weights[0]), static_cast<size_t>(weights[1])};
-    const float* const token_scales =
-        call.Vector(1, 2 * sizes.tokens, "Linear expects the scales of QuantiseTokens.");
-    const char* const per_output = "Linear expects one scale and one bias per output.";
-    const float* const weight_scales = call.Vector(3, sizes.outputs, per_output);
-    const float* const bias = call.Vector(4, sizes.outputs, per_output);
-    shape.back() = weights[1];
-    float* const result = call.Output<float>(0, shape);
+    Require(!shape.empty() && static_cast<size_t>(shape.back()) <= kMaxInputs,
+            "NormaliseTokens expects [..., inputs] with at most " + std::to_string(kMaxInputs) +
+                " inputs.");
+    const size_t inputs = static_cast<size_t>(shape.back()), elements = ElementCount(shape);
+    const char* const per_input = "NormaliseTokens expects one weight and one bias per input.";
+    const LayerNorm norm{call.Vector(1, inputs, per_input), call.Vector(2, inputs, per_input),
+                         epsilon_};
+    shape.back() = static_cast<int64_t>(TokenBytes(inputs));
+    uint8_t* const tokens = call.Output<uint8_t>(0, shape);
+    shape.back() = sizeof(TokenScale) / sizeof(float);
+    float* const scales = call.Output<float>(1, shape);
+    if (elements == 0) return;
+    call.Parallel([&](const ThreadPool& pool) {
+      variant_.normalize(elements / inputs, inputs, call.Input(0).GetTensorData<float>(), norm,
+                         tokens, reinterpret_cast<TokenScale*>(scales), pool);
+    });
+  }
+
+ private:
+  LinearVariant variant_;
+  float epsilon_;
+};
+
+Activation ActivationOf(const Ort::ConstKernelInfo& info) {
+  const std::string name = info.GetAttribute<std::string>("activation");
+  if (name == "Gelu") return Activation::kGelu;
+  if (name == "FastGelu") return Activation::kFastGelu;
+  Require(name == "none", "`activation` is to be none, Gelu or FastGelu.");
+  return Activation::kNone;
+}
+
+// The inputs from `index` on: weights [inputs, outputs], their scales, and a bias that may be
+// absent.
+struct LayerInputs {
+  LayerInputs(const Call& call, size_t index, size_t token_bytes) {
+    const Shape shape = ShapeOf(call.Input(index));
+    Require(shape.size() == 2 && static_cast<size_t>(shape[0]) <= kMaxInputs &&
+                token_bytes == TokenBytes(static_cast<size_t>(shape[0])),
+            "A linear layer expects tokens of QuantiseTokens, and weights [inputs, outputs] to "
+            "match.");
+    inputs = static_cast<size_t>(shape[0]);
+    outputs = static_cast<size_t>(shape[1]);
+    const char* const per_output = "A linear layer expects one scale and one bias per output.";
+    weights = {call.Input(index).GetTensorData<int8_t>(),
+               call.Vector(index + 1, outputs, per_output),
+               call.Vector(index + 2, outputs, per_output)};
+  }
+  size_t inputs, outputs;
+  LinearWeights weights;
+};
+
+// The inputs 0 and 1, which QuantiseTokens and NormaliseTokens make; and the shape of the result.
+struct TokenInputs {
+  explicit TokenInputs(const Call& call) : shape(ShapeOf(call.Input(0))) {
+    Require(!shape.empty(), "Tokens of QuantiseTokens are expected, [..., bytes].");
+    token_bytes = static_cast<size_t>(shape.back());
+    tokens = token_bytes == 0 ? 0 : ElementCount(shape) / token_bytes;
+    bytes = call.Input(0).GetTensorData<uint8_t>();
+    scales = reinterpret_cast<const TokenScale*>(
+        call.Vector(1, 2 * tokens, "The tokens' scales of QuantiseTokens are expected."));
+  }
+  Shape ResultShape(size_t outputs) const {
+    Shape result = shape;
+    result.back() = static_cast<int64_t>(outputs);
+    return result;
+  }
+  Shape shape;
+  size_t token_bytes, tokens;
+  const uint8_t* bytes;
+  const TokenScale* scales;
+};
+
+constexpr const char* kAsTheResult = "The residual must have as many numbers as the result.";
+
+class LinearKernel {
+ public:
+  explicit LinearKernel(const Ort::ConstKernelInfo& info)
+      : variant_(Best(LinearVariants())), activation_(ActivationOf(info)) {}
+
+  void Compute(const Call& call) const {
+    const TokenInputs in(call);
+    const LayerInputs layer(call, 2, in.token_bytes);
+    const LinearShape sizes{in.tokens, layer.inputs, layer.outputs};
+    const float* const residual = call.Vector(5, sizes.tokens * sizes.outputs, kAsTheResult);
+    float* const result = call.Output<float>(0, in.ResultShape(sizes.outputs));
     if (sizes.tokens == 0 || sizes.outputs == 0) return;
-    const LinearTensors tensors{call.Input(0).GetTensorData<uint8_t>(),
-                                reinterpret_cast<const TokenScale*>(token_scales),
-                                call.Input(2).GetTensorData<int8_t>(),
-                                weight_scales,
-                                bias,
-                                result};
+    const LinearTensors tensors{in.bytes, in.scales, layer.weights, residual, result};
     call.Parallel(variant_.scratch_bytes(sizes, Call::Threads()),
                   [&](void* scratch, const ThreadPool& pool) {
                     variant_.multiply(sizes, tensors, activation_, scratch, pool);
@@ -236,13 +309,36 @@ class LinearKernel {
   }
 
  private:
-  static Activation Parse(const std::string& name) {
-    if (name == "Gelu") return Activation::kGelu;
-    if (name == "FastGelu") return Activation::kFastGelu;
-    Require(name == "none", "Linear expects none, Gelu or FastGelu.");
-    return Activation::kNone;
+  LinearVariant variant_;
+  Activation activation_;
+};
+
+class MlpKernel {
+ public:
+  explicit MlpKernel(const Ort::ConstKernelInfo& info)
+      : variant_(Best(LinearVariants())), activation_(ActivationOf(info)) {}
+
+  void Compute(const Call& call) const {
+    const TokenInputs in(call);
+    const LayerInputs first(call, 2, in.token_bytes);
+    const LayerInputs second(call, 5, TokenBytes(first.outputs));
+    Require(first.outputs == second.inputs,
+            "The second layer's inputs must be the first's outputs.");
+    const MlpShape sizes{in.tokens, first.inputs, first.outputs, second.outputs};
+    const float* const factors =
+        call.Vector(8, sizes.hidden, "Mlp expects one factor per output of its first layer.");
+    const float* const residual = call.Vector(9, sizes.tokens * sizes.outputs, kAsTheResult);
+    float* const result = call.Output<float>(0, in.ResultShape(sizes.outputs));
+    if (sizes.tokens == 0 || sizes.outputs == 0) return;
+    const MlpTensors tensors{in.bytes,       in.scales, first.weights, factors,
+                             second.weights, residual,  result};
+    call.Parallel(variant_.mlp_scratch_bytes(sizes, Call::Threads()),
+                  [&](void* scratch, const ThreadPool& pool) {
+                    variant_.multiply_mlp(sizes, tensors, activation_, scratch, pool);
+                  });
   }
 
+ private:
   LinearVariant variant_;
   Activation activation_;
 };
@@ -295,11 +391,27 @@ struct QuantiseTokensOp : CustomOp<QuantiseTokensOp, QuantiseTokensKernel> {
   static constexpr size_t kOptional = 1;
 };
 
+struct NormaliseTokensOp : CustomOp<NormaliseTokensOp, NormaliseTokensKernel> {
+  static constexpr const char* kName = "NormaliseTokens";
+  static constexpr ONNXTensorElementDataType kInputs[] = {kFloat, kFloat, kFloat};
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kUint8, kFloat};
+  static constexpr size_t kOptional = 3;
+};
+
 struct LinearOp : CustomOp<LinearOp, LinearKernel> {
   static constexpr const char* kName = "Linear";
-  static constexpr ONNXTensorElementDataType kInputs[] = {kUint8, kFloat, kInt8, kFloat, kFloat};
+  static constexpr ONNXTensorElementDataType kInputs[] = {kUint8, kFloat, kInt8,
+                                                          kFloat, kFloat, kFloat};
   static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat};
   static constexpr size_t kOptional = 4;
+};
+
+struct MlpOp : CustomOp<MlpOp, MlpKernel> {
+  static constexpr const char* kName = "Mlp";
+  static constexpr ONNXTensorElementDataType kInputs[] = {kUint8, kFloat, kInt8,  kFloat, kFloat,
+                                                          kInt8,  kFloat, kFloat, kFloat, kFloat};
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat};
+  static constexpr size_t kOptional = 8;
 };
 
 template <class Variant>
@@ -314,7 +426,10 @@ const char* NameOfBest(const std::vector<Variant>& variants) {
 VK_PUBLIC const char* vision_kernels_variant(const char* op) {
   using namespace vision_kernels;
   if (std::string(op) == AttentionOp::kName) return NameOfBest(AttentionVariants());
-  if (std::string(op) == LinearOp::kName) return NameOfBest(LinearVariants());
+  for (const char* name :
+       {QuantiseTokensOp::kName, NormaliseTokensOp::kName, LinearOp::kName, MlpOp::kName}) {
+    if (std::string(op) == name) return NameOfBest(LinearVariants());
+  }
   return "";
 }
 
@@ -333,12 +448,16 @@ VK_PUBLIC OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiB
   return Guard([options] {
     static const AttentionOp attention;
     static const QuantiseTokensOp quantise_tokens;
+    static const NormaliseTokensOp normalise_tokens;
     static const LinearOp linear;
+    static const MlpOp mlp;
     static const Ort::CustomOpDomain domain = [] {  // for all sessions, as long as the process
       Ort::CustomOpDomain made("vision.sidecar");
-      for (const OrtCustomOp* op : {static_cast<const OrtCustomOp*>(&attention),
-                                    static_cast<const OrtCustomOp*>(&quantise_tokens),
-                                    static_cast<const OrtCustomOp*>(&linear)}) {
+      for (const OrtCustomOp* op :
+           {static_cast<const OrtCustomOp*>(&attention),
+            static_cast<const OrtCustomOp*>(&quantise_tokens),
+            static_cast<const OrtCustomOp*>(&normalise_tokens),
+            static_cast<const OrtCustomOp*>(&linear), static_cast<const OrtCustomOp*>(&mlp)}) {
         made.Add(op);
       }
       return made;

@@ -39,13 +39,43 @@ struct LinearShape {
   size_t outputs;
 };
 
+struct LinearWeights {
+  const int8_t* weights;  // [inputs, outputs]
+  const float* scales;    // [outputs]
+  const float* bias;      // [outputs], or null
+};
+
 struct LinearTensors {
   const uint8_t* tokens;           // [tokens, TokenBytes(inputs)], quantized
   const TokenScale* token_scales;  // [tokens]
-  const int8_t* weights;           // [inputs, outputs]
-  const float* weight_scales;      // [outputs]
-  const float* bias;               // [outputs], or null
-  float* result;                   // [tokens, outputs]
+  LinearWeights weights;
+  const float* residual;  // [tokens, outputs], added to the result, or null
+  float* result;          // [tokens, outputs]
+};
+
+// Two linear layers, one after the other: a transformer's MLP.
+struct MlpShape {
+  size_t tokens;
+  size_t inputs;  // at most kMaxInputs
+  size_t hidden;  // outputs of the first layer, inputs of the second: at most kMaxInputs
+  size_t outputs;
+};
+
+struct MlpTensors {
+  const uint8_t* tokens;           // [tokens, TokenBytes(inputs)], quantized
+  const TokenScale* token_scales;  // [tokens]
+  LinearWeights first;             // [inputs, hidden]
+  const float* factors;   // [hidden], multiplied with what the second layer is given, or null
+  LinearWeights second;   // [hidden, outputs]
+  const float* residual;  // [tokens, outputs], added to the result, or null
+  float* result;          // [tokens, outputs]
+};
+
+// (x - mean) / sqrt(variance + epsilon) * weight + bias, of each token.
+struct LayerNorm {
+  const float* weight;  // [inputs]
+  const float* bias;    // [inputs]
+  float epsilon;        // above zero
 };
 
 // Linear layers compiled for one instruction set.
@@ -58,13 +88,23 @@ struct LinearVariant {
   void (*quantize)(size_t tokens, size_t inputs, const float* numbers, const float* factors,
                    uint8_t* quantized, TokenScale* scales, const ThreadPool& pool);
 
+  // The same of numbers after LayerNorm, in place of factors.
+  void (*normalize)(size_t tokens, size_t inputs, const float* numbers, const LayerNorm& norm,
+                    uint8_t* quantized, TokenScale* scales, const ThreadPool& pool);
+
   // Bytes of scratch memory that `multiply` needs. It may have any alignment and content.
   size_t (*scratch_bytes)(const LinearShape& shape, size_t threads);
 
-  // activation(numbers * weights * weight_scales + bias). No task is left running, nothing is kept.
-  // After a cancellation the result is unfinished.
+  // activation(numbers * weights * weight_scales + bias) + residual. No task is left running,
+  // nothing is kept. After a cancellation the result is unfinished.
   void (*multiply)(const LinearShape& shape, const LinearTensors& tensors, Activation activation,
                    void* scratch, const ThreadPool& pool);
+
+  // The first layer with its activation, `quantize` with the factors, the second layer with the
+  // residual: the same numbers as one after the other.
+  size_t (*mlp_scratch_bytes)(const MlpShape& shape, size_t threads);
+  void (*multiply_mlp)(const MlpShape& shape, const MlpTensors& tensors, Activation activation,
+                       void* scratch, const ThreadPool& pool);
 };
 
 // The variants that this CPU can run, the best first. Empty where onnxruntime's own operator is

@@ -19,6 +19,7 @@
 #include <type_traits>
 
 #include "hwy/highway.h"
+#include "runtime.h"
 
 #if HWY_ARCH_X86
 #include <cpuid.h>
@@ -158,10 +159,12 @@ struct Pairs {
 // vector v begins with; `epilogue(row, sums)` takes a row's in the end. Both are copied: else what
 // they hold would be loaded again after each float that is stored. Never inlined: the registers are
 // all ours.
+//
+// `ahead` are cache lines that will be needed soon, one for each group, or null.
 template <class Product, size_t kVectors, class Start, class Epilogue>
 HWY_NOINLINE void MultiplyTile(const typename Product::Lhs* lhs, size_t lhs_stride,
                                const int8_t* panel, size_t groups, const Start start,
-                               const Epilogue epilogue) {
+                               const Epilogue epilogue, const int8_t* ahead = nullptr) {
   const Ints ints;
   Int sums[kMR][kVectors];
   VK_UNROLL
@@ -186,6 +189,7 @@ HWY_NOINLINE void MultiplyTile(const typename Product::Lhs* lhs, size_t lhs_stri
       }
     }
     panel += kVectors * kLanes * kGroupBytes;
+    if (ahead != nullptr) __builtin_prefetch(ahead + group * kCacheLine, 0, 2);
   }
   VK_UNROLL
   for (size_t row = 0; row < kMR; ++row) {

@@ -73,6 +73,21 @@ Expected Reference(const LinearShape& shape, const Inputs& in, Activation activa
   return expected;
 }
 
+// Memory for one call of exactly as many bytes as were asked for, so that AddressSanitizer sees one
+// byte too many; its content is as bad as can be.
+class Scratch {
+ public:
+  Scratch(size_t bytes, size_t misalignment)
+      : memory_(new unsigned char[bytes + misalignment]), begin_(memory_.get() + misalignment) {
+    memset(memory_.get(), 0xFF, bytes + misalignment);
+  }
+  void* begin() const { return begin_; }
+
+ private:
+  const std::unique_ptr<unsigned char[]> memory_;
+  unsigned char* const begin_;
+};
+
 // `bare` leaves out factors and bias.
 std::vector<float> Compute(const LinearVariant& variant, const LinearShape& shape, const Inputs& in,
                            Activation activation, bool bare, size_t threads, size_t misalignment) {
@@ -83,13 +98,11 @@ std::vector<float> Compute(const LinearVariant& variant, const LinearShape& shap
   variant.quantize(shape.tokens, shape.inputs, in.numbers.data(),
                    bare ? nullptr : in.factors.data(), quantized.data(), scales.data(), pool);
   std::vector<float> result(shape.tokens * shape.outputs, std::numeric_limits<float>::quiet_NaN());
-  const size_t bytes = variant.scratch_bytes(shape, threads) + misalignment;
-  const std::unique_ptr<unsigned char[]> scratch(new unsigned char[bytes]);
-  memset(scratch.get(), 0xFF, bytes);
-  variant.multiply(shape,
-                   {quantized.data(), scales.data(), in.weights.data(), in.weight_scales.data(),
-                    bare ? nullptr : in.bias.data(), result.data()},
-                   activation, scratch.get() + misalignment, pool);
+  const Scratch scratch(variant.scratch_bytes(shape, threads), misalignment);
+  const LinearWeights weights{in.weights.data(), in.weight_scales.data(),
+                              bare ? nullptr : in.bias.data()};
+  variant.multiply(shape, {quantized.data(), scales.data(), weights, nullptr, result.data()},
+                   activation, scratch.begin(), pool);
   return result;
 }
 
@@ -206,6 +219,162 @@ int Check(const LinearVariant& variant) {
   return failures;
 }
 
+std::vector<int8_t> Bytes(size_t count, Random& random) {
+  std::uniform_int_distribution<int> byte(-127, 127);
+  std::vector<int8_t> bytes(count);
+  for (int8_t& each : bytes) each = static_cast<int8_t>(byte(random));
+  return bytes;
+}
+
+// One layer's weights, from which LinearWeights can be made.
+struct LayerInputs {
+  LayerInputs(size_t inputs, size_t outputs, Random& random)
+      : weights(Bytes(inputs * outputs, random)),
+        scales(outputs, 0.01f),
+        bias(Gaussian(outputs, 1, random)) {}
+  LinearWeights All() const { return {weights.data(), scales.data(), bias.data()}; }
+  std::vector<int8_t> weights;
+  std::vector<float> scales, bias;
+};
+
+// Few tokens, so that the layers follow each other; and many, so that blocks of tokens do.
+const MlpShape kMlpShapes[] = {
+    {1, 4, 5, 3}, {13, 130, 66, 7}, {800, 33, 70, 21}, {770, 7, 300, 66}};
+
+// Mlp gives the very numbers of its three steps; a residual is added as a float.
+int CheckMlp(const LinearVariant& variant) {
+  int failures = 0;
+  for (const MlpShape& shape : kMlpShapes) {
+    Random random(static_cast<unsigned>(shape.tokens));
+    const std::vector<float> numbers = Gaussian(shape.tokens * shape.inputs, 1, random);
+    const LayerInputs first(shape.inputs, shape.hidden, random);
+    const LayerInputs second(shape.hidden, shape.outputs, random);
+    const std::vector<float> factors = Gaussian(shape.hidden, 1, random);
+    const std::vector<float> residual = Gaussian(shape.tokens * shape.outputs, 1, random);
+    const std::vector<float> nothing(residual.size(), std::numeric_limits<float>::quiet_NaN());
+    const auto quantized_by = [&](const ThreadPool& pool, size_t inputs, const float* from,
+                                  const float* by, std::vector<TokenScale>& scales) {
+      std::vector<uint8_t> bytes(shape.tokens * TokenBytes(inputs));
+      variant.quantize(shape.tokens, inputs, from, by, bytes.data(), scales.data(), pool);
+      return bytes;
+    };
+    for (const bool bare : {false, true}) {
+      const float* const by = bare ? nullptr : factors.data();
+      const ThreadPool pool{3, Backwards, Never};
+      std::vector<TokenScale> scales(shape.tokens), hidden_scales(shape.tokens);
+      const std::vector<uint8_t> bytes =
+          quantized_by(pool, shape.inputs, numbers.data(), nullptr, scales);
+      const auto multiply = [&](size_t inputs, size_t outputs, const std::vector<uint8_t>& from,
+                                const std::vector<TokenScale>& token_scales,
+                                const LayerInputs& layer, Activation activation,
+                                const float* added) {
+        const LinearShape sizes{shape.tokens, inputs, outputs};
+        std::vector<float> result(shape.tokens * outputs);
+        const Scratch scratch(variant.scratch_bytes(sizes, pool.threads), 1);
+        variant.multiply(sizes,
+                         {from.data(), token_scales.data(), layer.All(), added, result.data()},
+                         activation, scratch.begin(), pool);
+        return result;
+      };
+      const std::vector<float> hidden =
+          multiply(shape.inputs, shape.hidden, bytes, scales, first, Activation::kGelu, nullptr);
+      const std::vector<uint8_t> hidden_bytes =
+          quantized_by(pool, shape.hidden, hidden.data(), by, hidden_scales);
+      std::vector<float> expected = multiply(shape.hidden, shape.outputs, hidden_bytes,
+                                             hidden_scales, second, Activation::kNone, nullptr);
+      if (!bare) {
+        for (size_t i = 0; i < expected.size(); ++i) expected[i] += residual[i];
+        if (multiply(shape.hidden, shape.outputs, hidden_bytes, hidden_scales, second,
+                     Activation::kNone, residual.data()) != expected) {
+          printf("%s: a residual is not added as it is\n", variant.name);
+          ++failures;
+        }
+      }
+      for (const size_t threads : {1, 3}) {
+        std::vector<float> result = nothing;
+        const Scratch scratch(variant.mlp_scratch_bytes(shape, threads), threads);
+        variant.multiply_mlp(shape,
+                             {bytes.data(), scales.data(), first.All(), by, second.All(),
+                              bare ? nullptr : residual.data(), result.data()},
+                             Activation::kGelu, scratch.begin(), {threads, Backwards, Never});
+        if (result != expected) {
+          printf("%s: Mlp [%zu, %zu -> %zu -> %zu] on %zu threads differs from its steps\n",
+                 variant.name, shape.tokens, shape.inputs, shape.hidden, shape.outputs, threads);
+          ++failures;
+        }
+      }
+    }
+  }
+  return failures;
+}
+
+// Numbers after LayerNorm, multiplied by the unit matrix: within half a step of each token.
+int CheckNormalize(const LinearVariant& variant) {
+  int failures = 0;
+  const struct {
+    float size, offset;
+  } kinds[] = {{1, 0}, {1e-3f, 100}, {1e10f, 0}, {0, 3}, {0, 0}};
+  for (const size_t inputs : {1, 5, 16, 67, 130}) {
+    for (const auto& kind : kinds) {
+      const LinearShape shape{70, inputs, inputs};
+      Random random(static_cast<unsigned>(inputs));
+      std::vector<float> numbers = Gaussian(shape.tokens * inputs, kind.size, random);
+      for (float& number : numbers) number += kind.offset;
+      const std::vector<float> weight = Gaussian(inputs, 1, random);
+      const std::vector<float> bias = Gaussian(inputs, 1, random);
+      const LayerNorm norm{weight.data(), bias.data(), 1e-6f};
+      const ThreadPool pool{2, Backwards, Never};
+      std::vector<uint8_t> bytes(shape.tokens * TokenBytes(inputs), 0xAA);
+      std::vector<TokenScale> scales(shape.tokens);
+      variant.normalize(shape.tokens, inputs, numbers.data(), norm, bytes.data(), scales.data(),
+                        pool);
+      std::vector<int8_t> unit(inputs * inputs);
+      for (size_t i = 0; i < inputs; ++i) unit[i * inputs + i] = 1;
+      const std::vector<float> ones(inputs, 1);
+      std::vector<float> result(shape.tokens * inputs);
+      const Scratch scratch(variant.scratch_bytes(shape, pool.threads), 0);
+      variant.multiply(shape,
+                       {bytes.data(),
+                        scales.data(),
+                        {unit.data(), ones.data(), nullptr},
+                        nullptr,
+                        result.data()},
+                       Activation::kNone, scratch.begin(), pool);
+      for (size_t token = 0; token < shape.tokens; ++token) {
+        const float* const row = numbers.data() + token * inputs;
+        double mean = 0, variance = 0, low = 0, high = 0;
+        for (size_t i = 0; i < inputs; ++i) mean += row[i] / static_cast<double>(inputs);
+        for (size_t i = 0; i < inputs; ++i) {
+          variance += (row[i] - mean) * (row[i] - mean) / static_cast<double>(inputs);
+        }
+        std::vector<double> expected(inputs);
+        for (size_t i = 0; i < inputs; ++i) {
+          expected[i] = (row[i] - mean) / std::sqrt(variance + norm.epsilon) * weight[i] + bias[i];
+          low = std::min(low, expected[i]);
+          high = std::max(high, expected[i]);
+        }
+        // Numbers far from zero have few bits left for how they differ.
+        const double rounding = 1e-5 + 4e-7 * std::abs(mean) / std::sqrt(variance + norm.epsilon);
+        for (size_t i = 0; i < inputs; ++i) {
+          const double allowed = 0.505 * (high - low) / 255 + 4 * rounding;
+          if (!(std::abs(result[token * inputs + i] - expected[i]) <= allowed)) {
+            printf("%s: LayerNorm of %zu numbers of %g + %g: %g where %g was expected\n",
+                   variant.name, inputs, static_cast<double>(kind.size),
+                   static_cast<double>(kind.offset),
+                   static_cast<double>(result[token * inputs + i]), expected[i]);
+            ++failures;
+          }
+        }
+      }
+    }
+  }
+  return failures;
+}
+
+int CheckAll(const LinearVariant& variant) {
+  return Check(variant) + CheckMlp(variant) + CheckNormalize(variant);
+}
+
 }  // namespace
 
-int main(int argc, char** argv) { return CheckVariants(argc, argv, LinearVariants, Check); }
+int main(int argc, char** argv) { return CheckVariants(argc, argv, LinearVariants, CheckAll); }

@@ -204,6 +204,133 @@ def test_an_unknown_activation_is_refused() -> None:
         layer(8, 6, activation="Relu")
 
 
+def operators(
+    nodes: list[onnx.NodeProto], arrays: dict[str, np.ndarray]
+) -> onnxruntime.InferenceSession:
+    """A graph of these nodes, the last of which makes `result`; its inputs are the arrays."""
+    kinds = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int8): TensorProto.INT8}
+    values = [
+        helper.make_tensor_value_info(name, kinds[array.dtype], [None] * array.ndim)
+        for name, array in arrays.items()
+    ]
+    result = helper.make_tensor_value_info("result", TensorProto.FLOAT, None)
+    return load_nodes(helper.make_graph(nodes, "operators", values, [result]), DOMAIN)
+
+
+def mlp_inputs(tokens: int, width: int, hidden: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(tokens)
+    return {
+        "x": random.normal(size=(1, tokens, width)).astype(np.float32),
+        "w1": random.integers(-127, 128, (width, hidden)).astype(np.int8),
+        "s1": random.uniform(0.001, 0.01, hidden).astype(np.float32),
+        "b1": random.normal(size=hidden).astype(np.float32),
+        "w2": random.integers(-127, 128, (hidden, width)).astype(np.int8),
+        "s2": random.uniform(0.001, 0.01, width).astype(np.float32),
+        "b2": random.normal(size=width).astype(np.float32),
+        "factors": random.uniform(0.5, 2, hidden).astype(np.float32),
+    }
+
+
+TOKENS = helper.make_node("QuantiseTokens", ["x"], ["t", "ts"], domain=DOMAIN)
+FIRST, SECOND = ["w1", "s1", "b1"], ["w2", "s2", "b2"]
+
+
+@pytest.mark.parametrize("tokens", [5, 800], ids=["few tokens", "many tokens"])
+def test_mlp_gives_the_very_numbers_of_its_steps(tokens: int) -> None:
+    steps = [
+        TOKENS,
+        helper.make_node("Linear", ["t", "ts", *FIRST], ["h"], domain=DOMAIN, activation="Gelu"),
+        helper.make_node("QuantiseTokens", ["h", "factors"], ["ht", "hts"], domain=DOMAIN),
+        helper.make_node("Linear", ["ht", "hts", *SECOND], ["y"], domain=DOMAIN, activation="none"),
+        helper.make_node("Add", ["x", "y"], ["result"]),
+    ]
+    mlp = helper.make_node(
+        "Mlp",
+        ["t", "ts", *FIRST, *SECOND, "factors", "x"],
+        ["result"],
+        domain=DOMAIN,
+        activation="Gelu",
+    )
+    arrays = mlp_inputs(tokens, 20, 70)
+    [expected] = operators(steps, arrays).run(None, arrays)
+    [found] = operators([TOKENS, mlp], arrays).run(None, arrays)
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("residual", [[], ["", "x"]], ids=["without residual", "with residual"])
+def test_mlp_needs_no_factors(residual: list[str]) -> None:
+    arrays = mlp_inputs(5, 20, 70)
+    mlp = helper.make_node(
+        "Mlp", ["t", "ts", *FIRST, *SECOND, *residual], ["result"], domain=DOMAIN, activation="none"
+    )
+    arrays.pop("factors")
+    [found] = operators([TOKENS, mlp], arrays).run(None, arrays)
+    hidden = arrays["x"].astype(np.float64) @ arrays["w1"] * arrays["s1"] + arrays["b1"]
+    expected = (
+        hidden @ arrays["w2"] * arrays["s2"] + arrays["b2"] + (arrays["x"] if residual else 0)
+    )
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.999
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "sentence"),
+    [
+        pytest.param("w2", np.zeros((66, 20), np.int8), "to match", id="other inputs"),
+        pytest.param("b2", np.ones(19, np.float32), "one bias per output", id="fewer biases"),
+        pytest.param("factors", np.ones(71, np.float32), "one factor per output", id="factors"),
+        pytest.param("more", np.ones((1, 4, 20), np.float32), "as many numbers", id="residual"),
+    ],
+)
+def test_what_mlp_cannot_do_is_said_in_a_sentence(
+    name: str, array: np.ndarray, sentence: str
+) -> None:
+    arrays = {**mlp_inputs(5, 20, 70), "more": np.ones((1, 5, 20), np.float32), name: array}
+    mlp = helper.make_node(
+        "Mlp",
+        ["t", "ts", *FIRST, *SECOND, "factors", "more"],
+        ["result"],
+        domain=DOMAIN,
+        activation="Gelu",
+    )
+    with pytest.raises(Exception, match=sentence):
+        operators([TOKENS, mlp], arrays).run(None, arrays)
+
+
+def test_layer_norm_and_quantising_in_one_agree_with_onnxruntimes_layer_norm() -> None:
+    arrays = mlp_inputs(300, 67, 70)
+    arrays |= {"gain": arrays["x"][0, 0] + 1, "shift": arrays["x"][0, 1]}
+    linear = helper.make_node(
+        "Linear", ["t", "ts", *FIRST], ["result"], domain=DOMAIN, activation="none"
+    )
+    norm = ["x", "gain", "shift"]
+    apart = [
+        helper.make_node("LayerNormalization", norm, ["n"], epsilon=1e-6),
+        helper.make_node("QuantiseTokens", ["n"], ["t", "ts"], domain=DOMAIN),
+        linear,
+    ]
+    joined = [
+        helper.make_node("NormaliseTokens", norm, ["t", "ts"], domain=DOMAIN, epsilon=1e-6),
+        linear,
+    ]
+    [expected] = operators(apart, arrays).run(None, arrays)
+    [found] = operators(joined, arrays).run(None, arrays)
+    assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
+    # Where a number lies between two integers, the last bit of a float decides which it becomes.
+    assert np.median(np.abs(found - expected)) < 1e-5 * np.abs(expected).max()
+
+
+def test_layer_norm_wants_a_weight_and_a_bias_for_each_number() -> None:
+    arrays = mlp_inputs(5, 20, 70) | {"short": np.ones(19, np.float32)}
+    norm = helper.make_node(
+        "NormaliseTokens", ["x", "short", "b2"], ["t", "ts"], domain=DOMAIN, epsilon=1e-6
+    )
+    linear = helper.make_node(
+        "Linear", ["t", "ts", *FIRST], ["result"], domain=DOMAIN, activation="none"
+    )
+    with pytest.raises(Exception, match="one weight and one bias per input"):
+        operators([norm, linear], arrays).run(None, arrays)
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """The stand-in, with a second graph that runs our attention too, and adds none of it."""

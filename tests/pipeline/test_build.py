@@ -125,7 +125,9 @@ def test_every_integer_product_and_attention_becomes_an_operator_of_ours(
         for name in ("vision_encoder_quant.onnx", *CUSTOM_OP_GRAPHS)
     }
     plain, linear, attention = kinds.values()
-    assert linear["Linear"] == attention["MatMulInteger"] == plain["MatMulInteger"] > 0
+    layers = linear["Linear"] + 2 * linear["Mlp"]
+    assert layers == attention["MatMulInteger"] == plain["MatMulInteger"] > 0
+    assert linear["NormaliseTokens"] == 2 * linear["Mlp"] > 0
     assert linear["Attention"] == attention["Attention"] == plain["MultiHeadAttention"] > 0
     left = ("MatMulInteger", "DynamicQuantizeLinear", "MultiHeadAttention", "FastGelu")
     assert not any(linear[kind] for kind in left)

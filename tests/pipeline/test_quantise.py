@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from build import custom_ops, graph
 from build.artifacts import Activations, Plan, QuantisedLinear, Scheme
 from build.quantise import halve_vectors, halved, quantise, symmetric
+from sidecar.custom_ops import LIBRARY, CustomOpsUnavailable, variant
 
 IN, OUT = 64, 128
 SMOOTHING = np.linspace(0.1, 10, IN, dtype=np.float32)
@@ -56,7 +57,10 @@ def stored(name: str, array: NDArray[Any]) -> ir.Value:
 
 def run(model: ir.Model, path: Path, x: NDArray[np.float32]) -> NDArray[np.float32]:
     graph.save(model, path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    if LIBRARY.exists():
+        options.register_custom_ops_library(str(LIBRARY))
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     result: NDArray[np.float32] = session.run(None, {"x": x})[0]
     return result
 
@@ -103,6 +107,80 @@ def test_a_custom_op_takes_the_layer_with_its_bias_and_gelu(gelu: bool) -> None:
     assert op.attributes["activation"].as_string() == ("Gelu" if gelu else "none")
     assert len(op.inputs) == 5  # tokens and their scales, weight, scale, bias
     assert op.outputs[0].name == "y"
+
+
+def mlp(branch: bool = False) -> tuple[ir.Model, Plan]:
+    """x + fc2(GELU(fc1(LayerNorm(x)))); with `branch`, others read what is in between too."""
+    shape = ir.Shape(["n", "t", IN])
+    x = ir.Value(name="x", shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
+    names = {"norm.weight": IN, "norm.bias": IN, "fc1.bias": IN, "fc2.bias": IN}
+    vectors = {name: stored(name, normal(size, seed=3)) for name, size in names.items()}
+    weights = {f"fc{i}.weight": stored(f"fc{i}.weight", normal(IN, IN)) for i in (1, 2)}
+    attributes = {"axis": -1, "epsilon": 1e-6}
+    norm = ir.node(
+        "LayerNormalization", (x, vectors["norm.weight"], vectors["norm.bias"]), attributes
+    )
+    nodes, last = [norm], norm.outputs[0]
+    for name in ("fc1", "fc2"):
+        nodes.append(ir.node("MatMul", (last, weights[f"{name}.weight"]), name=f"{name}/MatMul"))
+        nodes.append(ir.node("Add", (nodes[-1].outputs[0], vectors[f"{name}.bias"])))
+        if name == "fc1":
+            nodes.append(ir.node("Gelu", nodes[-1].outputs, domain=custom_ops.CONTRIB))
+        (last,) = nodes[-1].outputs
+        last.shape, last.type = shape, x.type
+    nodes.append(ir.node("Add", (x, last)))
+    if branch:
+        for value in (norm.outputs[0], nodes[3].outputs[0], last):
+            nodes.append(ir.node("Add", (nodes[-1].outputs[0], value)))
+    (y,) = nodes[-1].outputs
+    y.name, y.shape, y.type = "y", shape, x.type
+    opsets = {"": 18, custom_ops.CONTRIB: 1}
+    stored_values = [*vectors.values(), *weights.values()]
+    whole = ir.Graph([x], [y], nodes=nodes, initializers=stored_values, opset_imports=opsets)
+    layers = []
+    for i in (1, 2):
+        whole_layer = linear("per_token", SMOOTHING if i == 2 else None, seed=i)
+        layers.append(
+            replace(
+                whole_layer,
+                name=f"fc{i}",
+                weight=whole_layer.weight[:, :IN],
+                scale=whole_layer.scale[:IN],
+                bias=whole_layer.bias[:IN],
+            )
+        )
+    return ir.Model(whole, ir_version=10), Plan(tuple(layers), {})
+
+
+def test_norm_mlp_and_residual_become_two_custom_ops() -> None:
+    ours, plan = mlp()
+    quantise(ours, plan, ("Attention", "Linear", "Mlp"))
+    kinds = [node.op_type for node in ours.graph if node.op_type != "Cast"]
+    assert kinds == ["NormaliseTokens", "Mlp"]
+    assert len(list(ours.graph)[-1].inputs) == 10
+    assert ours.graph.outputs[0].name == "y"
+
+
+def test_fused_custom_ops_give_what_the_plain_graph_gives(tmp_path: Path) -> None:
+    try:
+        variant(("Linear", "Mlp"))
+    except CustomOpsUnavailable as error:
+        pytest.skip(str(error))
+    plain, plan = mlp()
+    ours, _ = mlp()
+    quantise(plain, plan)
+    quantise(ours, plan, ("Attention", "Linear", "Mlp"))
+    x = normal(1, 5, IN)
+    expected = run(plain, tmp_path / "plain.onnx", x)
+    found = run(ours, tmp_path / "ours.onnx", x)
+    assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
+
+
+def test_what_others_read_too_is_not_fused_away() -> None:
+    ours, plan = mlp(branch=True)
+    quantise(ours, plan, ("Attention", "Linear", "Mlp"))
+    kinds = {node.op_type for node in ours.graph if node.op_type != "Cast"}
+    assert kinds == {"LayerNormalization", "QuantiseTokens", "Linear", "Add"}
 
 
 def test_a_layer_of_the_plan_that_the_graph_lacks_is_named() -> None:
