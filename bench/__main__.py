@@ -1,6 +1,6 @@
 """The benchmark: one run, one machine; a table on stdout and every figure in out/bench.json.
 
-python -m bench [--full] [--quick] [--only SECTION…] [--rows ROW…]
+python -m bench [--full] [--quick] [--demo DIR] [--only SECTION…] [--rows ROW…]
 """
 
 import argparse
@@ -53,6 +53,7 @@ class Bench:
     effort: Effort
     rows: Sequence[Row]
     fidelity: bool
+    demo: str | None  # a model directory, where it need not be built
 
     def engines(self) -> dict[str, Any]:
         """Every row: seconds, memory, bytes, nearness to FP32, and fidelity on the demo."""
@@ -141,7 +142,7 @@ class Bench:
         return str(_child("bench.models", str(self.layers), "default")["default"]["path"])
 
     def _demo(self) -> str:
-        return str(_child("bench.models", "demo", "default")["default"]["path"])
+        return self.demo or str(_child("bench.models", "demo", "default")["default"]["path"])
 
 
 SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
@@ -160,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     layers = chosen.layers or (FULL_LAYERS if chosen.full else LAYERS)
     threads = chosen.threads or priority.physical_cores() or os.cpu_count() or 1
     effort = QUICK if chosen.quick else FULL if chosen.full else THOROUGH
-    bench = Bench(layers, threads, effort, choose(chosen.rows), not chosen.no_fidelity)
+    bench = Bench(layers, threads, effort, choose(chosen.rows), not chosen.no_fidelity, chosen.demo)
     result: dict[str, Any] = {
         "command": " ".join(["python -m bench", *(sys.argv[1:] if argv is None else argv)]),
         "begun": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -188,6 +189,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help=f"default: {LAYERS}")
     parser.add_argument("--quick", action="store_true", help="once each: to see that it works")
     parser.add_argument("--threads", type=int, help="default: one per physical core")
+    parser.add_argument("--demo", metavar="DIR", help="the built demo model: it is not built anew")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=[], metavar="SECTION")
     parser.add_argument(
         "--rows", nargs="+", choices=[row.name for row in ROWS], default=[], metavar="ROW"

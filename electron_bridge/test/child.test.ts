@@ -1,9 +1,12 @@
 import assert from 'node:assert/strict';
+import { realpathSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { test } from 'node:test';
 import { Child, ending, type Program } from '../src/child.js';
-import { awakeClock } from '../src/clock.js';
+import { awakeClock, type Clock } from '../src/clock.js';
 import type { LogEntry } from '../src/log.js';
 import type { Exit, RunEvent } from '../src/supervisor.js';
+import { FakeClock } from './fakeClock.js';
 
 const ends: Record<string, [number | null, string | null, string, boolean]> = {
   'an illegal instruction': [null, 'SIGILL', 'signal SIGILL', true],
@@ -29,16 +32,20 @@ for (const [what, [code, signal, reason, native]] of Object.entries(ends)) {
   });
 }
 
-/** Runs a script of Node's as a child, to its end: what it told, in order. */
+interface Ran {
+  events: RunEvent[];
+  logs: LogEntry[];
+  exit: Exit;
+}
+
+/** Runs a script of Node's as a child, to its end: what it told, in order. `heard` gets each line of its stderr. */
 function run(
   script: string,
   request = '',
   change: Partial<Program> = {},
-): Promise<{
-  events: RunEvent[];
-  logs: LogEntry[];
-  exit: Exit;
-}> {
+  heard: (child: Child, line: string) => void = () => undefined,
+  clock: Clock = awakeClock,
+): Promise<Ran> {
   const program = {
     command: process.execPath,
     args: ['-e', script],
@@ -48,8 +55,11 @@ function run(
   return new Promise((resolve) => {
     const events: RunEvent[] = [];
     const logs: LogEntry[] = [];
-    new Child(program, request, awakeClock, {
-      log: (entry) => logs.push(entry),
+    const child: Child = new Child(program, request, clock, {
+      log: (entry) => {
+        logs.push(entry);
+        heard(child, entry.message);
+      },
       event: (event) => {
         events.push(event);
         if (event.kind === 'exited') resolve({ events, logs, exit: event.exit });
@@ -57,6 +67,199 @@ function run(
     });
   });
 }
+
+/** A script that writes these lines on its stdout. */
+function saying(...lines: (string | object)[]): string {
+  const text = lines.map((line) => (typeof line === 'string' ? line : JSON.stringify(line)));
+  return `process.stdout.write(${JSON.stringify(`${text.join('\n')}\n`)});`;
+}
+
+const listening = {
+  event: 'listening',
+  protocol: 1,
+  endpoint: 'tcp://127.0.0.1:4711',
+  server_public_key: 'k'.repeat(40),
+};
+
+test('what it says on stdout is told in order, then its end', async () => {
+  const script = saying(listening, { event: 'of a newer sidecar' }, { event: 'ready' });
+  const { events, logs } = await run(script);
+  assert.deepEqual(events, [
+    { kind: 'listening', peer: { endpoint: 'tcp://127.0.0.1:4711', serverKey: 'k'.repeat(40) } },
+    { kind: 'loaded' },
+    { kind: 'exiting' },
+    { kind: 'exited', exit: { reason: 'exit code 0', native: false, stderrTail: [] } },
+  ]);
+  assert.deepEqual(logs, []);
+});
+
+test('a protocol version that we do not speak is named, and final', async () => {
+  const { events } = await run(saying({ ...listening, protocol: 'two' }));
+  assert.deepEqual(events[0], {
+    kind: 'refused',
+    fault: {
+      code: 'protocol.version',
+      message:
+        'the sidecar speaks protocol version "two", which this bridge does not. Ship the bridge and the sidecar of one release.',
+    },
+    final: true,
+  });
+});
+
+const junk: Record<string, string> = {
+  'a line that is no JSON': saying('Hello!'),
+  'a line that is too long, though it is JSON': saying({
+    event: 'ready',
+    x: 'x'.repeat(64 * 1024),
+  }),
+  'a line that does not end': `process.stdout.write('{"event": "' + 'x'.repeat(64 * 1024));`,
+};
+
+for (const [what, script] of Object.entries(junk)) {
+  test(`${what} on stdout is not of a sidecar`, async () => {
+    const { events } = await run(script);
+    const [first] = events;
+    assert.ok(first?.kind === 'refused' && !first.final);
+    assert.equal(first.fault.code, 'sidecar.malformed');
+    assert.match(first.fault.message, /^expected a line of JSON .* something else came\. Check/);
+    assert.deepEqual(
+      events.slice(-2).map(({ kind }) => kind),
+      ['exiting', 'exited'],
+    );
+  });
+}
+
+test('a line of as many characters as may be is read', async () => {
+  const line = JSON.stringify({ event: 'ready', x: '' });
+  const script = saying({ event: 'ready', x: 'x'.repeat(64 * 1024 - line.length) });
+  assert.equal((await run(script)).events[0]?.kind, 'loaded');
+});
+
+test('what we write is on its stdin, and it runs where and with what it was given', async () => {
+  const script = `
+    console.error(process.cwd());
+    console.error(JSON.stringify(Object.keys(process.env).filter((name) => name.startsWith('OURS'))));
+    console.error(String(process.pid));
+    process.stdin.once('data', (chunk) => { console.error(String(chunk)); process.exit(); });`;
+  const cwd = realpathSync(tmpdir());
+  let pid: number | undefined;
+  const { logs } = await run(
+    script,
+    'a line\n',
+    { cwd, env: { ...process.env, OURS: '1' } },
+    (child) => {
+      pid = child.pid;
+    },
+  );
+  assert.deepEqual(
+    logs.map(({ message }) => message),
+    [cwd, '["OURS"]', String(pid), 'a line'],
+  );
+});
+
+test('a line of stderr is cut at 4096 characters, and the last one needs no line feed', async () => {
+  const { logs } = await run(`process.stderr.write('x'.repeat(5000) + '\\nlast')`);
+  assert.deepEqual(
+    logs.map(({ message }) => message.length),
+    [4096, 4],
+  );
+});
+
+const posix = { skip: process.platform === 'win32' && 'signals of POSIX' };
+
+test('to terminate it ends its stdin', async () => {
+  const script = `
+    process.on('SIGTERM', () => undefined);
+    process.stdin.resume().once('end', () => process.exit(7));
+    console.error('up');`;
+  const { exit } = await run(script, '', {}, (child) => child.terminate());
+  assert.equal(exit.reason, 'exit code 7');
+});
+
+test('to terminate it sends SIGTERM to who does not read stdin', posix, async () => {
+  const script = `
+    process.once('SIGTERM', () => process.exit(8));
+    setInterval(() => undefined, 1000);
+    console.error('up');`;
+  const { exit } = await run(script, '', {}, (child) => child.terminate());
+  assert.equal(exit.reason, 'exit code 8');
+});
+
+test('to kill it asks nobody', posix, async () => {
+  const script = `
+    process.on('SIGTERM', () => undefined);
+    setInterval(() => undefined, 1000);
+    console.error('up');`;
+  const { exit } = await run(script, '', {}, (child) => child.kill());
+  assert.deepEqual([exit.reason, exit.native], ['signal SIGKILL', false]);
+});
+
+test('the end is told once its pipes are read, without waiting for a time', async () => {
+  const clock = new FakeClock();
+  const script = `for (let line = 0; line < 500; line += 1) console.error('line ' + line)`;
+  const { logs } = await run(script, '', {}, undefined, clock);
+  assert.equal(logs.length, 500);
+  assert.equal(clock.pending, 0);
+});
+
+test('where a grandchild holds the pipes, the end is told after 100 ms, and nothing after it', async () => {
+  const clock = new FakeClock();
+  const script = `
+    const { spawn } = require('node:child_process');
+    const grandchild = spawn(process.execPath, ['-e', 'setTimeout(() => {}, 60000)'], {
+      detached: true, stdio: 'inherit',
+    });
+    grandchild.unref();
+    console.error(String(grandchild.pid));
+    process.exit(5);`;
+  const events: string[] = [];
+  let grandchild = 0;
+  await new Promise<void>((resolve) => {
+    const program = { command: process.execPath, args: ['-e', script], env: process.env };
+    let gone = false;
+    const both = (): void => {
+      if (gone && grandchild) resolve();
+    };
+    new Child(program, '', clock, {
+      log: ({ message }) => {
+        grandchild = Number(message);
+        both();
+      },
+      event: ({ kind }) => {
+        events.push(kind);
+        gone = true;
+        both();
+      },
+    });
+  });
+  clock.advance(99);
+  assert.deepEqual(events, ['exiting']);
+  clock.advance(1);
+  assert.deepEqual(events, ['exiting', 'exited']);
+  process.kill(grandchild, 'SIGKILL');
+});
+
+test('why a program cannot be started is told with what to do', async () => {
+  const { events } = await run('', '', { command: '/nowhere/x' });
+  const [first] = events;
+  assert.ok(first?.kind === 'refused' && first.final);
+  assert.equal(first.fault.code, 'sidecar.spawn_failed');
+  assert.match(
+    first.fault.message,
+    /^the sidecar could not be started: .*ENOENT.*\. Check command and cwd\.$/,
+  );
+});
+
+test('what may not be run is told so', posix, async () => {
+  const { events, exit } = await run('', '', { command: __filename });
+  const [first] = events;
+  assert.ok(first?.kind === 'refused');
+  assert.match(
+    first.fault.message,
+    /EACCES.*\. Allow it to be run \(chmod \+x\), and check cwd\.$/,
+  );
+  assert.deepEqual(exit, { reason: 'not started', native: false, stderrTail: [] });
+});
 
 test('a child that goes before it has read what we write is no error of the app', async () => {
   const { exit } = await run('process.exit(4)', 'x'.repeat(2 ** 24)); // EPIPE: more than a pipe holds
