@@ -4,8 +4,9 @@
 
 mutmut makes the mutants, in `mutants/`, and keeps the results (`mutmut results`, `mutmut show`).
 It would collect the tests anew for each mutant; here pytest collects them and runs them once, and
-each mutant runs in a fork of that process, against the tests that reach its function, the fastest
-first. PATTERN selects mutants by name (`sidecar.handshake.*`), `--sample` so many of each file.
+each mutant runs in a fork of that process, against the tests of its own file (test_NAME.py, and the
+golden files) that reach its function: first the one that noticed the last mutant there, then the
+fastest. PATTERN selects mutants by name (`sidecar.handshake.*`), `--sample` so many of each file.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import mutmut.__main__ as mutmut
 import pytest
@@ -32,6 +34,7 @@ from mutmut.utils.file_utils import copy_also_copy_files, copy_src_dir, setup_so
 from mutmut.utils.format_utils import mangled_name_from_mutant_name
 
 ROOT = Path(__file__).parents[1]
+SHARED = ("test_golden.py", "test_model_files.py")  # of the wire, and of the manifest
 ENOUGH = 0.85  # of a file's mutants have to be noticed
 PATIENCE = 10  # times as long as the tests took without a mutant, and
 SPARE_S = 20  # so much on top
@@ -70,6 +73,7 @@ class Run:
         self._failed = False
         self._seconds: dict[str, float] = defaultdict(float)  # by test
         self._reach: dict[str, list[pytest.Item]] = defaultdict(list)  # by function
+        self._noticed: dict[str, pytest.Item] = {}  # by function, what noticed the last mutant
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._failed |= report.failed
@@ -94,35 +98,54 @@ class Run:
         set_mutant_under_test("stats")
         for item in _one_by_one(items):
             for function in state()._stats:
-                self._reach[function].append(item)
+                if item.path.name in _tests(function):
+                    self._reach[function].append(item)
             state()._stats.clear()
 
     def _try(self, name: str) -> int:
-        tests = self._reach[mangled_name_from_mutant_name(name)]
-        tests = sorted(tests, key=lambda item: self._seconds[item.nodeid])
+        function = mangled_name_from_mutant_name(name)
+        tests = sorted(self._reach[function], key=lambda item: self._seconds[item.nodeid])
         if not tests:
             return NO_TESTS
+        if function in self._noticed:
+            tests.insert(0, self._noticed[function])
         expected = sum(self._seconds[item.nodeid] for item in tests)
+        reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
-            self._be_the_mutant(name, tests, int(expected * PATIENCE + SPARE_S))
+            self._be_the_mutant(name, tests, int(expected * PATIENCE + SPARE_S), writer)
+        os.close(writer)
         _, status = os.waitpid(pid, 0)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)  # what it started
         code = os.waitstatus_to_exitcode(status)
+        os.set_blocking(reader, False)
+        with contextlib.suppress(BlockingIOError):
+            if told := os.read(reader, 9):
+                self._noticed[function] = tests[int(told)]
+        os.close(reader)
         return TIMED_OUT if code == -signal.SIGALRM else code
 
-    def _be_the_mutant(self, name: str, tests: list[pytest.Item], seconds: int) -> None:
+    def _be_the_mutant(
+        self, name: str, tests: list[pytest.Item], seconds: int, noticed: int
+    ) -> NoReturn:
+        """Run the tests until one fails, and write its number to the descriptor `noticed`."""
         os.setpgid(0, 0)
         signal.alarm(seconds)
         nothing = os.open(os.devnull, os.O_RDWR)
         for descriptor in (1, 2):
             os.dup2(nothing, descriptor)
         set_mutant_under_test(name)
-        for _ in _one_by_one(tests):
+        for number, _ in enumerate(_one_by_one(tests)):
             if self._failed:
+                os.write(noticed, str(number).encode())
                 os._exit(NOTICED)
         os._exit(SURVIVED)
+
+
+def _tests(name: str) -> tuple[str, ...]:
+    """The test files of the module that a mutant or a function is in."""
+    return f"test_{name.split('.')[1]}.py", *SHARED
 
 
 def _one_by_one(items: list[pytest.Item]) -> Iterator[pytest.Item]:
@@ -139,10 +162,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     begun = time.monotonic()
-    run = Run(generate(chosen.patterns, chosen.sample, chosen.seed))
-    selected = [*config().pytest_add_cli_args, *config().pytest_add_cli_args_test_selection]
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a process with more may hang as it forks
+    mutants = generate(chosen.patterns, chosen.sample, chosen.seed)
+    run = Run(mutants)
+    files = {file for name in mutants for file in _tests(name)}
+    tests = [t for t in config().pytest_add_cli_args_test_selection if Path(t).name in files]
     os.chdir("mutants")
-    ended = pytest.main(["--rootdir=.", "-q", "-s", *selected], plugins=[run])
+    ended = pytest.main(
+        ["--rootdir=.", "-q", "-s", *config().pytest_add_cli_args, *tests], plugins=[run]
+    )
     by_file: dict[str, Counter[int]] = defaultdict(Counter)
     for name, code in run.results.items():
         by_file[name.rpartition(".")[0]][code] += 1
