@@ -158,6 +158,8 @@ test('a call that cannot be sent fails alone, also while the sidecar restarts', 
   assert.equal(sidecar.state, 'ready');
 });
 
+const PATIENCE_MS = 60_000; // for memory to be given back, on a machine with other things to do
+
 test('what is given up before it has left takes no memory', {
   skip: process.platform === 'win32', // no SIGSTOP
 }, async (t) => {
@@ -171,10 +173,11 @@ test('what is given up before it has left takes no memory', {
     await assert.rejects(sidecar.encode(bytes, { timeoutMs: 1 }), { code: 'request.timeout' });
   }
   let held = Number.POSITIVE_INFINITY;
-  for (let round = 0; round < 20 && held > 10 * 2 ** 20; round += 1) {
+  for (const end = performance.now() + PATIENCE_MS; held > 10 * 2 ** 20; ) {
     await new Promise((resolve) => setImmediate(resolve));
     collect();
     held = process.memoryUsage().arrayBuffers - before;
+    if (performance.now() > end) break;
   }
   process.kill(sidecar.pid as number, 'SIGCONT');
   assert.ok(held <= 10 * 2 ** 20, `${held} bytes of 60 MiB are held`);

@@ -153,6 +153,18 @@ def info(**params: Any) -> bytes:
     return pack(op="collection.info", params=params)
 
 
+EARLIER = [
+    {"name": name, "datatype": "FP32", "shape": [1, 1]}
+    for name in ("projected_embeddings", "pooled_embedding")
+]
+FLOATS = [bytes(4)] * 2
+
+
+def add(inputs: list[dict[str, Any]], resolution: int | None = None) -> bytes:
+    params = {"collection": HERE, "id": "a", "resolution": resolution}
+    return pack(op="collection.add", inputs=inputs, params=params)
+
+
 WRONG: dict[str, tuple[list[bytes], int | None, str]] = {
     "an extension type": ([pack(x=msgpack.ExtType(5, b"x"))], 5, "request.malformed"),
     "a timestamp": ([pack(x=msgpack.Timestamp(1))], 5, "request.malformed"),
@@ -302,6 +314,16 @@ WRONG: dict[str, tuple[list[bytes], int | None, str]] = {
     "a collection by a relative path": ([info(collection="a.cases")], 5, "request.malformed"),
     "a flag of a collection that is a number": (
         [info(collection=HERE, read_only=1)],
+        5,
+        "request.malformed",
+    ),
+    "embeddings without the resolution of their reply": (
+        [add(EARLIER), *FLOATS],
+        5,
+        "request.malformed",
+    ),
+    "embeddings of another datatype": (
+        [add([part | {"datatype": "UINT8", "shape": [1, 1, 4]} for part in EARLIER], 448), *FLOATS],
         5,
         "request.malformed",
     ),
