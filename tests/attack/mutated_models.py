@@ -3,8 +3,8 @@ both, loaded as the sidecar loads them.
 
     python -m tests.attack.mutated_models [--count 3000] [--seed 0]
 
-Of three of four the manifest is mutated. Each is refused with one sentence, or the model loads and `hello` tells of it; none leaves memory
-behind.
+Of three of four the manifest is mutated. Each is refused with one sentence, or the model loads and
+`hello` tells of it; none leaves memory behind.
 """
 
 from __future__ import annotations
