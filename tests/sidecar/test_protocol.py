@@ -16,7 +16,19 @@ from hypothesis import strategies as st
 from sidecar import protocol
 from sidecar.errors import Busy
 from sidecar.job import OUTPUTS, HeatmapOptions
-from sidecar.protocol import CollectionInfo, Done, Encode, Failed, Hello, Request, Unreadable
+from sidecar.protocol import (
+    CASE_OUTPUTS,
+    CollectionAdd,
+    CollectionInfo,
+    CollectionRemove,
+    CollectionSearch,
+    Done,
+    Encode,
+    Failed,
+    Hello,
+    Request,
+    Unreadable,
+)
 from tests import fuzz
 from tests.client import ROOT, message
 from tests.sidecar import messages
@@ -160,9 +172,13 @@ EARLIER = [
 FLOATS = [bytes(4)] * 2
 
 
-def add(inputs: list[dict[str, Any]], resolution: int | None = None) -> bytes:
-    params = {"collection": HERE, "id": "a", "resolution": resolution}
+def add(inputs: list[dict[str, Any]], resolution: int | None = None, **params: Any) -> bytes:
+    params = {"collection": HERE, "id": "a", "resolution": resolution} | params
     return pack(op="collection.add", inputs=inputs, params=params)
+
+
+def search(**params: Any) -> bytes:
+    return pack(op="collection.search", inputs=[IMAGE], params={"collection": HERE} | params)
 
 
 WRONG: dict[str, tuple[list[bytes], int | None, str]] = {
@@ -327,6 +343,26 @@ WRONG: dict[str, tuple[list[bytes], int | None, str]] = {
         5,
         "request.malformed",
     ),
+    "a case without an id": ([add([IMAGE], id=None), b"x"], 5, "request.malformed"),
+    "metadata in a list": ([add([IMAGE], metadata=[]), b"x"], 5, "request.malformed"),
+    "a replace that is a number": ([add([IMAGE], replace=1), b"x"], 5, "request.malformed"),
+    "an unknown priority of a case": ([add([IMAGE], priority=1), b"x"], 5, "request.malformed"),
+    "no neighbour": ([search(k=0), b"x"], 5, "request.malformed"),
+    "1001 neighbours": ([search(k=1001), b"x"], 5, "request.malformed"),
+    "true neighbours": ([search(k=True), b"x"], 5, "request.malformed"),
+    "regions that are a number": ([search(regions=1), b"x"], 5, "request.malformed"),
+    "a read_only that is text": ([search(read_only="yes"), b"x"], 5, "request.malformed"),
+    "a where in a list": ([search(where=[]), b"x"], 5, "request.malformed"),
+    "a search for nothing": (
+        [pack(op="collection.search", params={"collection": HERE})],
+        5,
+        "request.malformed",
+    ),
+    "a case to remove that is a number": (
+        [pack(op="collection.remove", params={"collection": HERE, "id": 7})],
+        5,
+        "request.malformed",
+    ),
     "an op that is a number": ([pack(op=7)], 5, "request.unsupported"),
     "an op that is a page long": ([pack(op="x" * 9000)], 5, "request.unsupported"),
     "no target": ([pack(op="cancel")], 5, "request.malformed"),
@@ -383,6 +419,43 @@ def test_without_parameters_a_job_has_the_defaults() -> None:
     side = protocol.decode([encode(resolution=224, priority="normal"), b"x"])
     assert isinstance(side, Encode)
     assert (side.job.resolution, side.low) == ((224, 224), False)
+
+
+@pytest.mark.parametrize("k", [1, 10, 1000])
+def test_a_search_is_read_as_it_stands(k: int) -> None:
+    params = {"k": k, "regions": True, "where": {"a": 1}, "read_only": True, "priority": "low"}
+    request = protocol.decode([search(**params), b"x"])
+    assert isinstance(request, CollectionSearch)
+    found = (request.k, request.regions, request.where, request.read_only, request.low)
+    assert found == (k, True, {"a": 1}, True, True)
+
+
+def test_without_parameters_a_search_has_the_defaults() -> None:
+    request = protocol.decode([search(), b"x"])
+    assert isinstance(request, CollectionSearch)
+    found = (request.k, request.regions, request.where, request.read_only, request.low)
+    assert found == (10, False, {}, False, False)
+    assert (request.outputs, request.bytes, request.embeddings) == (OUTPUTS, 1, None)
+    assert request.job is not None
+    assert set(request.job.outputs) == set(OUTPUTS)
+
+
+def test_a_case_needs_its_embeddings_whatever_else_is_wanted() -> None:
+    request = protocol.decode([add([IMAGE], outputs=["heatmap_png"], priority="low"), b"x"])
+    assert isinstance(request, CollectionAdd)
+    assert (request.outputs, request.low, request.replace) == (("heatmap_png",), True, False)
+    assert (request.case, request.metadata, request.bytes) == ("a", "{}", 1)
+    assert request.job is not None
+    assert request.job.outputs == ("heatmap_png", *CASE_OUTPUTS)
+
+
+@pytest.mark.parametrize("op", ["collection.remove", "collection.info"])
+def test_the_priority_of_what_takes_no_image_is_read(op: str) -> None:
+    for priority, low in {None: False, "normal": False, "low": True}.items():
+        params = {"collection": HERE, "id": "a", "priority": priority}
+        request = protocol.decode([pack(op=op, params=params)])
+        assert isinstance(request, CollectionRemove | CollectionInfo)
+        assert (request.id, request.collection, request.low) == (5, Path(HERE), low)
 
 
 def test_what_a_stranger_sent_is_cut_short_where_it_is_repeated() -> None:
