@@ -303,7 +303,8 @@ test('what reading a file throws is the call’s failure', async () => {
   const fail = (error: Error) => calls.call(() => Promise.reject(error), { timeoutMs: 500 });
   const unreadable = new SidecarError({ code: 'image.unreadable', message: 'no file.' });
   await assert.rejects(fail(unreadable), unreadable);
-  await assert.rejects(fail(new TypeError('a bug')), { name: 'SidecarError', code: 'internal' });
+  const bug = new TypeError('a bug');
+  await assert.rejects(fail(bug), { name: 'SidecarError', code: 'internal', cause: bug });
 });
 
 /** Which calls are said not to be retryable when the sidecar dies at work. */
@@ -365,6 +366,15 @@ test('where the death is the computer’s doing, no call is blamed', async () =>
 test('an answer out of turn does not change which call is at work', async () => {
   const blame = await blamed((calls, sent) => {
     const all = encodings(calls, 3);
+    calls.receive(done(sent[2]?.id as number));
+    return all;
+  });
+  assert.deepEqual(blame, [true, false, false]);
+});
+
+test('nor does it where a call of normal priority waits behind one of low priority', async () => {
+  const blame = await blamed((calls, sent) => {
+    const all = [low, encode, encode].map((request) => calls.call(request, open));
     calls.receive(done(sent[2]?.id as number));
     return all;
   });
