@@ -1,6 +1,6 @@
 """Mutation tests of the files that pyproject.toml names under tool.mutmut; POSIX only.
 
-    python -m tests.mutants [--sample N] [--seed 0] [PATTERN…]
+    python -m tests.mutants [--sample N] [--seed 0] [--jobs 2] [PATTERN…]
 
 mutmut makes the mutants, in `mutants/`, and keeps the results (`mutmut results`, `mutmut show`).
 It would collect the tests anew for each mutant; here pytest collects them and runs them once, and
@@ -67,9 +67,10 @@ def generate(patterns: list[str], sample: int, seed: int) -> Mutants:
 class Run:
     """A pytest plugin: the tests once as they are, then the mutants."""
 
-    def __init__(self, mutants: Mutants) -> None:
+    def __init__(self, mutants: Mutants, jobs: int) -> None:
         self.results: dict[str, int] = {}
-        self._mutants = mutants
+        self._mutants, self._jobs = mutants, jobs
+        self._running: dict[int, tuple[str, list[pytest.Item], int]] = {}  # by process
         self._failed = False
         self._seconds: dict[str, float] = defaultdict(float)  # by test
         self._reach: dict[str, list[pytest.Item]] = defaultdict(list)  # by function
@@ -83,15 +84,23 @@ class Run:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self._reached(session.items)
         assert not self._failed, "a test fails without any mutant"
-        for number, (name, data) in enumerate(self._mutants.items(), 1):
-            code = self.results[name] = self._try(name)
-            data.exit_code_by_key[name] = code
-            with contextlib.chdir(ROOT):
-                data.save()
-            if code != NOTICED:
-                what = MISSED.get(code, f"ended by {code}")
-                print(f"\n{number} of {len(self._mutants)}: {name} {what}", flush=True)
+        for name in self._mutants:
+            while len(self._running) == self._jobs:
+                self._wait()
+            self._start(name)
+        while self._running:
+            self._wait()
         return True
+
+    def _keep(self, name: str, code: int) -> None:
+        self.results[name] = code
+        data = self._mutants[name]
+        data.exit_code_by_key[name] = code
+        with contextlib.chdir(ROOT):
+            data.save()
+        if code != NOTICED:
+            what = MISSED.get(code, f"ended by {code}")
+            print(f"\n{len(self.results)} of {len(self._mutants)}: {name} {what}", flush=True)
 
     def _reached(self, items: list[pytest.Item]) -> None:
         """Run all tests, and note which functions each calls in this process."""
@@ -102,11 +111,12 @@ class Run:
                     self._reach[function].append(item)
             state()._stats.clear()
 
-    def _try(self, name: str) -> int:
+    def _start(self, name: str) -> None:
         function = mangled_name_from_mutant_name(name)
         tests = sorted(self._reach[function], key=lambda item: self._seconds[item.nodeid])
         if not tests:
-            return NO_TESTS
+            self._keep(name, NO_TESTS)
+            return
         if function in self._noticed:
             tests.insert(0, self._noticed[function])
         expected = sum(self._seconds[item.nodeid] for item in tests)
@@ -115,16 +125,23 @@ class Run:
         if pid == 0:
             self._be_the_mutant(name, tests, int(expected * PATIENCE + SPARE_S), writer)
         os.close(writer)
-        _, status = os.waitpid(pid, 0)
+        self._running[pid] = name, tests, reader
+
+    def _wait(self) -> None:
+        """For one of them."""
+        pid, status = os.wait()
+        if pid not in self._running:  # a test left it behind
+            return
+        name, tests, reader = self._running.pop(pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)  # what it started
-        code = os.waitstatus_to_exitcode(status)
         os.set_blocking(reader, False)
         with contextlib.suppress(BlockingIOError):
             if told := os.read(reader, 9):
-                self._noticed[function] = tests[int(told)]
+                self._noticed[mangled_name_from_mutant_name(name)] = tests[int(told)]
         os.close(reader)
-        return TIMED_OUT if code == -signal.SIGALRM else code
+        code = os.waitstatus_to_exitcode(status)
+        self._keep(name, TIMED_OUT if code == -signal.SIGALRM else code)
 
     def _be_the_mutant(
         self, name: str, tests: list[pytest.Item], seconds: int, noticed: int
@@ -160,11 +177,12 @@ def main() -> int:
     parser.add_argument("patterns", nargs="*", metavar="PATTERN")
     parser.add_argument("--sample", type=int, default=0, help="of each file; default: all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
     chosen = parser.parse_args()
     begun = time.monotonic()
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a process with more may hang as it forks
     mutants = generate(chosen.patterns, chosen.sample, chosen.seed)
-    run = Run(mutants)
+    run = Run(mutants, chosen.jobs)
     files = {file for name in mutants for file in _tests(name)}
     tests = [t for t in config().pytest_add_cli_args_test_selection if Path(t).name in files]
     os.chdir("mutants")
