@@ -440,6 +440,26 @@ def test_without_parameters_a_search_has_the_defaults() -> None:
     assert set(request.job.outputs) == set(OUTPUTS)
 
 
+@pytest.mark.parametrize("op", ["collection.add", "collection.search"])
+def test_the_embeddings_of_an_earlier_encode_are_read(op: str) -> None:
+    params = {"collection": HERE, "id": "a", "resolution": 448}
+    payloads = [np.float32(number).tobytes() for number in (1, 2)]
+    request = protocol.decode([pack(op=op, inputs=EARLIER, params=params), *payloads])
+    assert isinstance(request, CollectionAdd | CollectionSearch)
+    assert (request.job, request.outputs, request.bytes) == (None, (), 8)
+    assert request.embeddings is not None
+    assert request.embeddings.projected.tolist() == [[1]]
+    assert request.embeddings.pooled.tolist() == [[2]]
+    assert request.embeddings.resolution == (448, 448)
+
+
+def test_a_shape_of_eight_sides_is_read() -> None:
+    tensor = {"name": "pixel_values", "datatype": "FP32", "shape": [1] * 8}
+    request = protocol.decode([pack(op="encode", inputs=[tensor]), bytes(4)])
+    assert isinstance(request, Encode)
+    assert request.job.input.pixel_values.ndim == 8  # type: ignore[union-attr]
+
+
 def test_a_case_needs_its_embeddings_whatever_else_is_wanted() -> None:
     request = protocol.decode([add([IMAGE], outputs=["heatmap_png"], priority="low"), b"x"])
     assert isinstance(request, CollectionAdd)
