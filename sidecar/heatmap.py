@@ -70,9 +70,9 @@ def paint(
     """The painted picture, top first, in bands [rows, width, 3]. A band is gone with the next."""
     height, width = picture.shape[:2]
     grid = np.floor(np.asarray(scores, np.float64).clip(0, 1) * _UNIT + 0.5).reshape(GRID, GRID)
-    # One row of cells more, of half a level: what rounds the sums needs no pass of its own.
-    across = np.vstack([_weights(width, options.cells).T, np.ones(width)])
-    down = np.column_stack([_weights(height, options.cells) @ grid, np.full(height, 0.5 / _SCALE)])
+    # Half a level more everywhere, as what comes of it is truncated: weights add up to _ONE.
+    across = grid @ _weights(width, options.cells).T + 0.5 / _SCALE / _ONE
+    down = _weights(height, options.cells)
     band = min(BAND, height)
     smooth = np.empty((band, width))
     levels = np.empty((band, width), np.int16)
@@ -105,11 +105,14 @@ def _product(
 ) -> None:
     """Of whole numbers below 2**53: exact, in whichever order they are added.
 
-    Four rows at a time, or OpenBLAS would start threads, which took ten times the processor.
+    Of the 16 rows of cells only the few that these pixels lie between. Four rows of pixels at a
+    time, or OpenBLAS would start threads, which took ten times the processor.
     """
     for row in range(0, len(down), 4):
-        end = min(row + 4, len(down))
-        np.matmul(down[row:end], across, out=out[row:end])
+        weights = down[row : row + 4]
+        cells = np.flatnonzero(weights.any(axis=0))
+        near = slice(cells[0], cells[-1] + 1)
+        np.matmul(weights[:, near], across[near], out=out[row : row + len(weights)])
 
 
 def tables(options: HeatmapOptions, blend: str, flat: bool) -> list[NDArray[np.uint8]]:
