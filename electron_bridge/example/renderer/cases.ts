@@ -10,7 +10,9 @@ export class Cards {
   onPick: (match: Match) => void = () => undefined;
   onRemove: (match: Match) => void = () => undefined;
   readonly #list: HTMLElement;
-  #shown: { matches: readonly Match[]; removable: boolean; language: string } | undefined;
+  #shown:
+    | { of: unknown; matches: readonly Match[]; removable: boolean; language: string }
+    | undefined;
   #urls: string[] = [];
   #picked = 0;
 
@@ -23,13 +25,16 @@ export class Cards {
     return this.#shown?.matches[this.#picked];
   }
 
-  show(matches: readonly Match[], removable: boolean): void {
+  /** The matches of one image. A case that is picked stays picked when the image's matches are new. */
+  show(of: unknown, matches: readonly Match[], removable: boolean): void {
     const { lang: language } = document.documentElement;
     const before = this.#shown;
     const same = before?.matches === matches || !(before?.matches.length || matches.length);
     if (same && before?.removable === removable && before.language === language) return;
-    if (!same) this.#picked = 0;
-    this.#shown = { matches, removable, language };
+    const { id } = this.picked ?? {};
+    const kept = before?.of === of ? matches.findIndex((match) => match.id === id) : 0;
+    this.#picked = Math.max(kept, 0);
+    this.#shown = { of, matches, removable, language };
     const held = this.#list.contains(document.activeElement)
       ? this.#at(document.activeElement)
       : -1;

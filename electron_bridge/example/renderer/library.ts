@@ -21,6 +21,8 @@ export interface Similar {
   /** Whether the image itself is a case. */
   readonly isCase: boolean;
   readonly why?: string;
+  /** The state of the library that it is of. */
+  readonly version: number;
 }
 
 /** An import that is under way, or its end. */
@@ -30,6 +32,8 @@ export interface Import {
   readonly bad: string[];
   ended: boolean;
   readonly begun: number;
+  /** Of its call in flight. */
+  readonly token: string;
 }
 
 export interface LibraryWork {
@@ -44,7 +48,6 @@ export interface LibraryWork {
 
 const MATCHES = 8;
 const ENCODINGS = 16; // of images, at the library's resolution, 2.6 MB each
-const IMPORTING = 'library-import';
 
 export class Library {
   /** Missing while there is no collection yet. */
@@ -61,6 +64,8 @@ export class Library {
   readonly #encodings = new Map<Item, RendererEncoding>();
   readonly #ids = new Map<Blob, Promise<string>>();
   #searching: Item | undefined;
+  #imports = 0;
+  #version = 0;
 
   constructor(cases: VisionCollection, work: LibraryWork) {
     this.#cases = cases;
@@ -76,9 +81,14 @@ export class Library {
     return this.info?.resolution[0] ?? this.firstSide;
   }
 
-  /** What is known of an image, until cases were added or removed. */
+  /** What is known of an image. Shown until a newer search replaces it, so that nothing flickers. */
   similar(item: Item): Similar | undefined {
     return this.#similar.get(item);
+  }
+
+  /** Whether no case was added or removed since. */
+  isFresh(item: Item): boolean {
+    return this.#similar.get(item)?.version === this.#version;
   }
 
   /** Whether a search for it would cost no inference. */
@@ -117,8 +127,9 @@ export class Library {
 
   /** Finds what looks like it, unless that is known. One at a time: another image is asked for again. */
   async search(item: Item): Promise<void> {
-    if (!this.info || this.#similar.has(item) || this.#searching) return;
+    if (!this.info || this.isFresh(item) || this.#searching) return;
     this.#searching = item;
+    const version = this.#version;
     try {
       const id = await this.#idOf(item.file);
       const input = await this.#input(item);
@@ -131,11 +142,12 @@ export class Library {
       if (outcome.ok) {
         const others = outcome.value.matches.filter((match) => match.id !== id);
         const isCase = others.length < outcome.value.matches.length;
-        this.#similar.set(item, { id, matches: others.slice(0, MATCHES), isCase });
+        this.#similar.set(item, { id, matches: others.slice(0, MATCHES), isCase, version });
       } else if (outcome.error.code === 'collection.not_found') {
         this.info = undefined;
       } else {
-        this.#similar.set(item, { id, matches: [], isCase: false, why: outcome.error.message });
+        const why = outcome.error.message;
+        this.#similar.set(item, { id, matches: [], isCase: false, why, version });
       }
     } finally {
       this.#searching = undefined;
@@ -146,27 +158,37 @@ export class Library {
   /** Adds an image as a case, or says why not. */
   async add(item: Item): Promise<string | undefined> {
     const input = await this.#input(item);
-    const outcome = await this.#cases.add(input.image, {
-      ...input.options,
-      ...(await this.#case(item)),
-    });
+    const made = await this.#case(item);
+    const outcome = await this.#cases.add(input.image, { ...input.options, ...made });
+    if (outcome.ok) this.#note(made.id, true);
     return this.#changed(outcome);
   }
 
   async remove(id: string): Promise<string | undefined> {
-    return this.#changed(await this.#cases.remove(id));
+    const outcome = await this.#cases.remove(id);
+    if (outcome.ok || outcome.error.code === 'collection.not_found') this.#note(id, false);
+    return this.#changed(outcome);
   }
 
   /** Adds all of them, one after another. A bad file stops nothing; what a full disk or a lock refuses does. */
   async import(images: readonly Named[]): Promise<void> {
     if (this.importing && !this.importing.ended) return;
     const { now } = this.#work;
-    const run: Import = { total: images.length, done: 0, bad: [], ended: false, begun: now() };
+    this.#imports += 1;
+    const token = `import-${this.#imports}`;
+    const run: Import = {
+      total: images.length,
+      done: 0,
+      bad: [],
+      ended: false,
+      begun: now(),
+      token,
+    };
     this.importing = run;
     this.#work.changed();
     for (const image of images) {
-      const outcome = await this.#importOne(image);
-      if (run.ended) break; // cancelled meanwhile
+      const outcome = await this.#importOne(image, run);
+      if (!outcome || run.ended) break; // cancelled meanwhile
       run.done += 1;
       if (!outcome.ok) run.bad.push(`${image.name}: ${outcome.error.message}`);
       if (!outcome.ok && stopsAll(outcome.error.code)) break;
@@ -179,7 +201,7 @@ export class Library {
   cancelImport(): void {
     if (!this.importing || this.importing.ended) return;
     this.importing.ended = true;
-    this.#work.cancel(IMPORTING);
+    this.#work.cancel(this.importing.token);
     this.#work.changed();
   }
 
@@ -190,15 +212,16 @@ export class Library {
     return ((this.#work.now() - run.begun) / run.done) * (run.total - run.done);
   }
 
-  async #importOne(image: Named): Promise<Outcome<RendererEncoding>> {
+  /** Undefined where the import was cancelled before the sidecar was asked. */
+  async #importOne(image: Named, run: Import): Promise<Outcome<RendererEncoding> | undefined> {
     const made = await this.#case(image);
     for (let attempts = 0; ; attempts += 1) {
       await this.#work.ready();
-      const outcome = await this.#cases.add(
-        { image: new Uint8Array(await image.file.arrayBuffer()) },
-        { ...made, resolution: this.side, outputs: [], token: IMPORTING },
-      );
-      if (outcome.ok || this.importing?.ended) return outcome;
+      const bytes = new Uint8Array(await image.file.arrayBuffer());
+      if (run.ended) return undefined;
+      const options = { ...made, resolution: this.side, outputs: [], token: run.token };
+      const outcome = await this.#cases.add({ image: bytes }, options);
+      if (outcome.ok || run.ended) return outcome;
       if (attempts + 1 >= ATTEMPTS || !worthAnother(attempts, outcome.error)) return outcome;
     }
   }
@@ -241,9 +264,23 @@ export class Library {
     return id;
   }
 
+  /** What is known without a search of a case that is there now, or gone. */
+  #note(id: string, isCase: boolean): void {
+    for (const [item, similar] of this.#similar) {
+      const matches = similar.matches.filter((match) => match.id !== id);
+      const own = similar.id === id ? isCase : similar.isCase;
+      if (
+        isCase
+          ? similar.id === id
+          : own !== similar.isCase || matches.length < similar.matches.length
+      )
+        this.#similar.set(item, { ...similar, matches, isCase: own });
+    }
+  }
+
   async #changed(outcome: Outcome<unknown>): Promise<string | undefined> {
     if (!outcome.ok && outcome.error.code === 'ipc.forbidden') this.readOnly = true;
-    this.#similar.clear();
+    this.#version += 1;
     await this.refresh();
     return outcome.ok ? undefined : outcome.error.message;
   }

@@ -11,10 +11,11 @@ import {
 } from 'electron-vision-sidecar/vectors';
 import type { AppApi, Status } from '../api.js';
 import { connect } from './browser.js';
-import { boxes, Cards } from './cases.js';
+import { element, input, select, setText } from './dom.js';
 import * as exporting from './export.js';
 import { dropped, images } from './files.js';
-import { Library, type Similar } from './library.js';
+import { Library } from './library.js';
+import { LibraryPanel } from './libraryPanel.js';
 import { type Item, isOpen, Queue } from './queue.js';
 import {
   duration,
@@ -38,7 +39,6 @@ declare global {
 
 const { vision, app } = reach();
 const viewer = new Viewer(element('frame'));
-const cards = new Cards(element('matches'));
 let status: Status = { state: 'starting', developer: false };
 let shown: { item: Item; image: ImageBitmap } | undefined;
 let place: [number, number] | undefined;
@@ -73,15 +73,6 @@ function reach(): { vision: VisionApi; app: AppApi } {
   throw new Error('open this page in the app, or through serve.mjs');
 }
 
-function element<T extends HTMLElement = HTMLElement>(id: string): T {
-  const found = document.getElementById(id);
-  if (!found) throw new Error(`the page has no element ${id}`);
-  return found as T;
-}
-
-const input = (id: string): HTMLInputElement => element<HTMLInputElement>(id);
-const select = (id: string): HTMLSelectElement => element<HTMLSelectElement>(id);
-
 // What the sidecar is and does
 
 async function refresh(): Promise<void> {
@@ -98,6 +89,11 @@ async function refresh(): Promise<void> {
   update();
 }
 
+const panel = new LibraryPanel(library, viewer, {
+  selected: () => queue.selected,
+  takesPlaces: () => shown?.item === queue.selected && isOpenPanel('cases') && !isPicking(),
+  isReady: () => status.state === 'ready',
+});
 const waiting: (() => void)[] = [];
 
 /** Resolves once the sidecar is ready. */
@@ -116,7 +112,7 @@ vision.onState((state) => {
   void library.refresh();
 });
 setInterval(() => {
-  if (queue.open.length > 0 || isImporting()) update();
+  if (queue.open.length > 0 || panel.isImporting) update();
 }, 500);
 
 // What is shown
@@ -133,8 +129,7 @@ function update(): void {
     showQueue();
     void showPicture();
     showDetails();
-    showLibrary();
-    showCases();
+    panel.show();
   });
 }
 
@@ -234,7 +229,7 @@ async function showPicture(): Promise<void> {
     place = undefined;
     shown = image ? { item, image } : undefined;
     viewer.show(image);
-    showPlaces();
+    panel.showPlaces();
   }
   paint();
 }
@@ -335,78 +330,6 @@ function showDetails(): void {
   element<HTMLButtonElement>('export-npz').disabled = !result?.projectedEmbeddings;
 }
 
-const isImporting = () => library.importing?.ended === false;
-
-/** How many cases there are, and how the import fares. */
-function showLibrary(): void {
-  const { importing, count, why, readOnly } = library;
-  const empty = library.info === undefined || count === 0;
-  const many = count === 1 ? text('oneCase') : text('caseCount', { count: number(count, 9) });
-  const words = empty ? text('noCases') : many;
-  setText(element('library'), readOnly ? `${words} ${text('readOnlyNote')}` : words);
-  for (const id of ['add', 'import']) element(id).hidden = readOnly;
-  element<HTMLButtonElement>('import').disabled = isImporting() || status.state !== 'ready';
-  element('importing').hidden = !isImporting();
-  problem(why);
-  if (!importing) return;
-  const { done, total, bad, ended } = importing;
-  element<HTMLProgressElement>('import-progress').value = done / Math.max(total, 1);
-  const values = { done: number(done, 9), all: number(total, 9) };
-  const left = library.leftMs;
-  const state = !ended ? 'importing' : done < total ? 'importCancelled' : 'imported';
-  const fine = { ...values, count: number(done - bad.length, 9) };
-  const told = [text(state, fine), left ? text('left', { time: duration(left) }) : ''];
-  element('import-text').hidden = false;
-  setText(element('import-text'), told.filter(Boolean).join(' · '));
-  element('bad').hidden = bad.length === 0;
-  setText(element('bad-text'), text('notImported', { count: number(bad.length, 9) }));
-  const list = element('bad-list');
-  for (const line of bad.slice(list.childElementCount)) {
-    const entry = document.createElement('li');
-    entry.textContent = line;
-    list.append(entry);
-  }
-}
-
-function problem(why: string | undefined): void {
-  element('library-problem').hidden = !why;
-  setText(element('library-problem'), why ?? '');
-}
-
-/** The cases that look like the picture, and in the picture the places of the one that is picked. */
-function showCases(): void {
-  const item = queue.selected;
-  const similar = item && library.similar(item);
-  const add = element<HTMLButtonElement>('add');
-  add.disabled = !item?.result || status.state !== 'ready';
-  setText(add, text(similar?.isCase ? 'removeThis' : 'addCase'));
-  cards.show(similar?.matches ?? [], !library.readOnly);
-  element('cases-note').hidden = !similar?.matches.length;
-  setText(element('cases-text'), casesText(item, similar));
-  showPlaces();
-  if (!item || similar || !library.info || isImporting() || status.state !== 'ready') return;
-  if (library.hasEncoding(item) || (item.result && !isOpen(item))) void library.search(item);
-}
-
-function casesText(item: Item | undefined, similar: Similar | undefined): string {
-  if (library.why) return '';
-  if (library.count === 0) return text('noCasesNote');
-  if (!item) return text('noImageNote');
-  if (!similar) return item.status === 'failed' ? '' : text('searching');
-  return similar.why ?? (similar.matches.length === 0 ? text('onlyCase') : '');
-}
-
-function showPlaces(): void {
-  const similar = queue.selected && library.similar(queue.selected);
-  const shows = similar && shown?.item === queue.selected && isOpenPanel('cases') && !isPicking();
-  const regions = shows ? (cards.picked?.regions ?? []) : [];
-  viewer.places(boxes(regions.map(({ query }) => query)));
-}
-
-function setText(node: HTMLElement, words: string): void {
-  if (node.textContent !== words) node.textContent = words;
-}
-
 function translate(): void {
   document.documentElement.lang = getLanguage();
   for (const node of document.querySelectorAll<HTMLElement>('[data-text]')) {
@@ -444,7 +367,7 @@ function setPicking(on: boolean, byKey = false): void {
   place = on && byKey ? [8, 8] : undefined;
   if (on && byKey) element('frame').focus();
   paint();
-  showPlaces();
+  panel.showPlaces();
 }
 
 function setPlace(row: number, column: number): void {
@@ -476,45 +399,21 @@ async function exportPng(): Promise<void> {
 
 const PANELS = ['cases', 'look', 'details'] as const;
 type Panel = (typeof PANELS)[number];
-const isOpenPanel = (panel: Panel) => !element(`panel-${panel}`).hidden;
+const isOpenPanel = (name: Panel) => !element(`panel-${name}`).hidden;
 
 function openPanel(open: Panel): void {
-  for (const panel of PANELS) {
-    const tab = element(`tab-${panel}`);
-    tab.setAttribute('aria-selected', String(panel === open));
-    tab.tabIndex = panel === open ? 0 : -1; // the arrow keys lead to the others
-    element(`panel-${panel}`).hidden = panel !== open;
+  for (const name of PANELS) {
+    const tab = element(`tab-${name}`);
+    tab.setAttribute('aria-selected', String(name === open));
+    tab.tabIndex = name === open ? 0 : -1; // the arrow keys lead to the others
+    element(`panel-${name}`).hidden = name !== open;
   }
-  showPlaces();
+  panel.showPlaces();
 }
 
-/** Adds the picture to the library, or takes it out again. */
-async function addOrRemove(): Promise<void> {
-  const item = queue.selected;
-  if (!item?.result || library.readOnly || status.state !== 'ready') return;
-  const similar = library.similar(item);
-  const why = similar?.isCase ? await library.remove(similar.id) : await library.add(item);
-  if (why) problem(why);
+for (const name of PANELS) {
+  element(`tab-${name}`).addEventListener('click', () => openPanel(name));
 }
-
-async function importFolder(files: Iterable<File>): Promise<void> {
-  element('bad-list').replaceChildren();
-  await library.import(images(files).named);
-}
-
-cards.onPick = showPlaces;
-cards.onRemove = ({ id }) => void library.remove(id).then((why) => why && problem(why));
-for (const panel of PANELS) {
-  element(`tab-${panel}`).addEventListener('click', () => openPanel(panel));
-}
-element('add').addEventListener('click', () => void addOrRemove());
-element('import').addEventListener('click', () => input('import-files').click());
-input('import-files').addEventListener('change', () => {
-  const files = [...(input('import-files').files ?? [])];
-  input('import-files').value = '';
-  void importFolder(files);
-});
-element('import-cancel').addEventListener('click', () => library.cancelImport());
 viewer.onPick = (row, column) => {
   if (isPicking()) setPlace(row, column);
 };
@@ -589,7 +488,7 @@ addEventListener('keydown', (event) => {
     ArrowRight: [0, 1],
   };
   const arrow = arrows[key];
-  const tab = PANELS.findIndex((panel) => event.target === element(`tab-${panel}`));
+  const tab = PANELS.findIndex((name) => event.target === element(`tab-${name}`));
   const beside = tab < 0 || !arrow ? undefined : PANELS[tab + arrow[1]];
   if (beside && arrow?.[1]) {
     openPanel(beside);
@@ -606,10 +505,10 @@ addEventListener('keydown', (event) => {
   else if (key === '0') viewer.fit();
   else if (key === 's' && queue.selected) setPicking(!isPicking(), true);
   else if (key === 'e') void exportPng();
-  else if (key === 'a') void addOrRemove();
+  else if (key === 'a') panel.addOrRemove();
   else if (/^[1-8]$/.test(key)) {
     openPanel('cases');
-    cards.pick(Number(key) - 1);
+    panel.pick(Number(key) - 1);
   } else if (key === 'b') {
     bare = !bare;
     viewer.split(bare ? 1 : Number(input('compare').value) / 100);
