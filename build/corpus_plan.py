@@ -2,6 +2,7 @@
 
     _corpus.json          what every block is encoded with
     _list/000.parquet     the items; a file for each time that new ones were found
+    _begun/               a note for each block that was begun and is not done
     part-000-0000000.parquet    the rows of a block: there whole, or not at all
 
 A *block* is a number of items that one encoder takes at a time. Its file is its own checkpoint: a
@@ -9,13 +10,14 @@ job that was killed goes on with the blocks that have none. Parquet's readers pa
 begin with an underscore. No encoder, no Ray.
 """
 
+import contextlib
 import itertools
 import json
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,6 +29,7 @@ from build.errors import BuildError
 
 NAME = "_corpus.json"
 LISTS = "_list"
+NOTES = "_begun"
 FORMAT = 1
 GROUP = 16_384  # items in a row group of a list
 PART = re.compile(r"part-(\d{3})-(\d{7})\.parquet")
@@ -65,6 +68,15 @@ class Block:
         return f"part-{self.list:03}-{self.number:07}.parquet"
 
 
+@dataclass(slots=True)
+class Note:
+    """Of a block that is not done: what ends a process could end every one that takes the block."""
+
+    begun: int = 0  # how often
+    at: int = -1  # the item that was being encoded when the note was written
+    ended: dict[str, int] = field(default_factory=dict)  # processes that ended, by item
+
+
 class Folder:
     """Of a corpus, on a path or a URL that every machine of the job can open."""
 
@@ -95,6 +107,7 @@ class Folder:
         there = self.about()
         if there is None:
             self.files.create_dir(f"{self.path}/{LISTS}", recursive=True)
+            self.files.create_dir(f"{self.path}/{NOTES}", recursive=True)
             text = json.dumps({"format": FORMAT, **asdict(about)}, indent=1)
             self.write(NAME, text.encode())
         elif there != about:
@@ -123,6 +136,22 @@ class Folder:
         except BaseException:
             Path(partial).unlink(missing_ok=True)
             raise
+
+    def note(self, block: Block) -> Note:
+        """What those left who began the block before."""
+        try:
+            with self.files.open_input_stream(f"{self.path}/{NOTES}/{block.name}") as stream:
+                return Note(**json.loads(stream.read()))
+        except FileNotFoundError:
+            return Note()
+
+    def set_note(self, block: Block, note: Note) -> None:
+        self.write(f"{NOTES}/{block.name}", json.dumps(asdict(note)).encode())
+
+    def drop_note(self, block: Block) -> None:
+        """Once the block is done."""
+        with contextlib.suppress(FileNotFoundError):  # two may have encoded it
+            self.files.delete_file(f"{self.path}/{NOTES}/{block.name}")
 
     # The list
 

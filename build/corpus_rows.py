@@ -23,6 +23,10 @@ from sidecar.places import REGIONS
 from sidecar.vision_encoder import Encoding, VisionEncoder
 
 COMPRESSION = "zstd"
+SUSPICIOUS = (
+    3  # times that a block was begun: from then on each image is noted before it is encoded
+)
+GUILTY = 2  # processes that ended at one image
 RETRYABLE = (ResourcesExhausted.code,)
 
 
@@ -106,23 +110,44 @@ class BlockEncoder:
         if there is not None:  # the machine was lost after it wrote them, before it could tell
             return Done(block, *there, 0.0)
         begun = time.perf_counter()
-        items = self._folder.items(block, self._job.about.block)
-        rows = [self.row(item) for item in items]
-        # A machine that was short of memory may have some by now.
-        for place, item in enumerate(items):
-            if rows[place]["error"] in RETRYABLE:
-                rows[place] = self.row(item)
+        rows = self._rows(block)
         table = pa.Table.from_pylist(rows, self.schema)
         sink = pa.BufferOutputStream()
         # Vectors are noise to a dictionary; the texts that all rows share are not.
         texts = [field.name for field in self.schema if pa.types.is_string(field.type)]
         pq.write_table(table, sink, compression=COMPRESSION, use_dictionary=texts)
         self._folder.write(block.name, sink.getvalue())
+        self._folder.drop_note(block)
         errors = sum(row["error"] is not None for row in rows)
         return Done(block, len(rows), errors, time.perf_counter() - begun)
 
+    def _rows(self, block: Block) -> list[dict[str, Any]]:
+        note = self._folder.note(block)
+        if note.at >= 0:
+            note.ended[str(note.at)] = note.ended.get(str(note.at), 0) + 1
+        note.begun, note.at = note.begun + 1, -1
+        self._folder.set_note(block, note)
+        rows = []
+        items = self._folder.items(block, self._job.about.block)
+        for place, item in enumerate(items):
+            if note.ended.get(str(place), 0) >= GUILTY:
+                rows.append(self._row(item, ended))
+                continue
+            if note.begun > SUSPICIOUS:
+                note.at = place
+                self._folder.set_note(block, note)
+            rows.append(self.row(item))
+        # A machine that was short of memory may have some by now.
+        for place, item in enumerate(items):
+            if rows[place]["error"] in RETRYABLE:
+                rows[place] = self.row(item)
+        return rows
+
     def row(self, item: Item) -> dict[str, Any]:
         """Of one image; whatever is wrong with it is an `error`, by the sidecar's codes."""
+        return self._row(item, self._encoded)
+
+    def _row(self, item: Item, encoded: Callable[[Item], dict[str, Any]]) -> dict[str, Any]:
         about = self._job.about
         begun = time.perf_counter()
         common = {
@@ -135,7 +160,7 @@ class BlockEncoder:
             "encoder": about.encoder,
         }
         try:
-            found = self._encoded(item)
+            found = encoded(item)
         except SidecarError as error:
             found = {"error": error.code, "error_message": str(error)}
         except Exception as error:
@@ -160,6 +185,11 @@ class BlockEncoder:
         if about.tokens:
             found["projected_embeddings"] = tokens.reshape(-1)
         return found
+
+
+def ended(_: Item) -> dict[str, Any]:
+    """Raises Internal."""
+    raise Internal(f"the encoder's process ended {GUILTY} times while it encoded this image.")
 
 
 def vectors(pooled: NDArray[np.float32], regions: bytes) -> Vectors:

@@ -1,11 +1,13 @@
 """The folder of a corpus and its rows, without Ray: what is written, and what a kill costs."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -120,6 +122,26 @@ def test_a_block_that_is_there_is_not_encoded_again(tmp_path: Path) -> None:
     assert (done.images, done.errors, list((tmp_path / "log").iterdir())) == (4, 1, [])
 
 
+def test_an_image_that_ends_every_process_becomes_a_row_in_the_end(tmp_path: Path) -> None:
+    class Deadly(StandIn):
+        def encode(self, image: bytes, *, resolution: tuple[int, int]) -> Any:
+            if image == b"02.png":
+                raise SystemExit  # as far as the block's files can tell
+            return super().encode(image, resolution=resolution)
+
+    job, folder = prepared(folder_of(tmp_path / "in", NAMES[:4]), tmp_path / "out")
+    lives = 0
+    while not folder.done():
+        lives += 1
+        assert lives < 10
+        with contextlib.suppress(SystemExit):
+            BlockEncoder(job, lambda _: Deadly())(Block(0, 0))
+    found = rows(tmp_path / "out")
+    assert [row["error"] for row in found] == [None, None, "internal", None]
+    assert "process ended" in found[2]["error_message"]
+    assert list((tmp_path / "out" / "_begun").iterdir()) == []
+
+
 def test_new_images_of_a_folder_are_added_and_old_ones_left_alone(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "in", NAMES[::2])
     corpus(source, tmp_path / "out")
@@ -199,3 +221,16 @@ def test_without_ray_the_command_says_what_to_install(
     assert "Install the extra" in capsys.readouterr().err
     assert command.main([*words, "--resolution", "3"]) == 1
     assert "the resolution must be one of" in capsys.readouterr().err
+
+
+def test_object_storage_is_listed_read_and_written_like_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def storage(place: str | Path) -> tuple[Any, str]:
+        return pafs.SubTreeFileSystem("/", pafs.LocalFileSystem()), str(place).strip("/")
+
+    monkeypatch.setattr("build.corpus_plan.file_system", storage)
+    monkeypatch.setattr("build.corpus_source.file_system", storage)
+    source = folder_of(tmp_path / "in", [*NAMES, "a/b.png", ".hidden.png", "a/.c/d.png"])
+    corpus(source, tmp_path / "out")
+    assert [row["id"] for row in rows(tmp_path / "out")] == [*NAMES, "a/b.png"]
