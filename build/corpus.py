@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from build.corpus_estimate import estimate
+from build.corpus_estimate import PRICE, estimate
 from build.corpus_plan import About, Block, Folder
 from build.corpus_rows import Job
 from build.corpus_source import file_system, items
@@ -116,13 +116,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--estimate", type=_positive, metavar="N", help="what N images would cost; writes nothing"
     )
     parser.add_argument(
-        "--price", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of a core for an hour"
+        "--price",
+        type=float,
+        nargs=2,
+        default=PRICE,
+        metavar=("LOW", "HIGH"),
+        help=f"of a core for an hour; default: {PRICE[0]} and {PRICE[1]} US dollars",
     )
     options = parser.parse_args(argv)
     if (options.out is None) == (options.estimate is None):
         parser.error("expected either --out, or --estimate")
-    if options.estimate and options.price is None:
-        parser.error("--estimate needs --price LOW HIGH: what your cloud asks for a core an hour")
     return options
 
 

@@ -21,6 +21,10 @@ SAMPLE = 64  # images at most
 SAMPLE_S = 30.0
 LEAST = 8  # images
 SECONDS = 3600
+# US dollars for an hour of a core (two vCPUs) with 4 GiB, from Google's spot price of C2D machines
+# (https://cloud.google.com/spot-vms/pricing) to AWS's example of c5 machines on demand (its guide's
+# page "weights-spot-price-per-unit-hour-example"). Prices change, and others ask for others.
+PRICE = (0.0187, 0.085)
 CASE_BYTES = 24  # CRC, scale, norm, the row of a case
 
 

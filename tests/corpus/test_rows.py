@@ -208,7 +208,7 @@ def test_the_estimate_is_what_a_few_images_took_times_their_number(
     assert low * 5 == pytest.approx(high, abs=0.05)
     assert lines["disk"].endswith("of Parquet")
     with pytest.raises(SystemExit):
-        command.main(words)
+        command.main([*words, "--out", str(tmp_path)])
 
 
 def test_without_ray_the_command_says_what_to_install(
