@@ -11,7 +11,7 @@ LIBRARY := .work/library.cases
 TINY := .work/tiny-model
 CPP = $$(git ls-files '*.cc')
 
-.PHONY: install kernels demo app test check freeze bench bench-retrieval profile soak fuzz attack mutate lock
+.PHONY: install kernels demo app test check freeze bench bench-retrieval profile soak kills fuzz attack mutate lock
 .PHONY: corpus wheel npm packed bundlers nodes wine docs clean
 
 install: .venv/.installed $(BRIDGE) kernels
@@ -111,6 +111,11 @@ profile: install
 soak: install
 	$(PY) -m tests.soak
 	cd electron_bridge && npm run --silent soak
+
+# Processes that are killed while they change a collection: from Python, and through the bridge.
+kills: install
+	$(PY) -m tests.collection_kills
+	cd electron_bridge && npm run --silent kills
 
 fuzz: install
 	$(PY) -m tests.fuzz

@@ -20,16 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import machine, retrieval_engines
-from bench.retrieval_engines import ENGINES, whiten
-from bench.retrieval_vectors import Set, load
+from bench.retrieval_engines import ENGINES, QUERIES, whiten
+from bench.retrieval_vectors import Set, has_tokens, load
 from sidecar.case_store import About
 from sidecar.collection import Collection, Vectors
+from sidecar.places import Box, Pair
 from sidecar.quantised import Floats
 from sidecar.whitening import FIT_AT, Whitening
 
 OUT = Path("out/retrieval.json")
 PEERS = ("sqlite-vec", "apsw", "usearch", "lancedb", "qdrant-edge-py")
 UNRELATED = 1000  # pairs of photographs
+VIEWS = 7  # of a source, where vectors are made
 
 
 def quality(found: Set) -> dict[str, dict[str, float]]:
@@ -113,55 +115,63 @@ def of(found: Set, i: int) -> Vectors:
     return Vectors(found.pooled[i], found.regions[i].astype(np.float32))
 
 
+def with_tokens(found: Set, i: int) -> Vectors:
+    return Vectors.of(found.pooled[i], found.tokens(i))
+
+
 def places_of_crops(found: Set, collection: Collection) -> dict[str, float]:
-    """Each crop of a photograph against the view that it was cut from."""
-    shown = inside = mostly = pairs = crops = 0
-    for i, view in enumerate(found.views):
-        if view.box is None or view.kind != "photo":
-            continue
-        crops += 1
-        where = collection.store.find(f"{view.group}-plain")
-        assert where is not None
-        (regions,) = collection._pairs(of(found, i), [where.slot])
-        centres = [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in map(_match, regions)]
-        # Half a region of grace: a region at the edge of the cut lies in it in part.
-        within = [
-            view.box[0] - 0.125 <= y <= view.box[2] + 0.125
-            and view.box[1] - 0.125 <= x <= view.box[3] + 0.125
-            for y, x in centres
-        ]
-        pairs += len(within)
-        if within:
-            shown += 1
-            inside += all(within)
-            mostly += sum(within) > len(within) / 2
-    return {
-        "crops": crops,
-        "crops with places": shown / crops,
-        "of those, all places in the cut": inside / max(shown, 1),
-        "of those, most places in the cut": mostly / max(shown, 1),
-        "places a crop": pairs / crops,
-    }
+    """Each view of a photograph against a crop of it, and each crop against its whole view."""
+    at = {view.name: i for i, view in enumerate(found.views)}
+    crops = [i for i, view in enumerate(found.views) if view.box and view.kind == "photo"]
+    row: dict[str, float] = {"crops": len(crops)}
+    for what, whole_asks in (("of a crop of it", True), ("of the whole of it", False)):
+        shown = inside = mostly = pairs = 0
+        for crop in crops:
+            view = found.views[crop]
+            whole = at[f"{view.group}-plain"]
+            asks, answers = (whole, crop) if whole_asks else (crop, whole)
+            regions = pairs_of(found, collection, asks, answers)
+            box = view.box
+            assert box is not None
+            within = [in_cut(box, pair.query if whole_asks else pair.match) for pair in regions]
+            pairs += len(within)
+            if within:
+                shown += 1
+                inside += all(within)
+                mostly += sum(within) > len(within) / 2
+        row |= {
+            f"places {what}": shown / len(crops),
+            f"places {what}, all in the cut": inside / max(shown, 1),
+            f"places {what}, most in the cut": mostly / max(shown, 1),
+        }
+    return row
 
 
-def _match(pair: Any) -> tuple[float, float, float, float]:
-    box: tuple[float, float, float, float] = pair.match
-    return box
+def pairs_of(found: Set, collection: Collection, query: int, match: int) -> tuple[Pair, ...]:
+    where = collection.store.find(found.views[match].name)
+    assert where is not None
+    (regions,) = collection._pairs(with_tokens(found, query), [where.slot])
+    return regions
+
+
+def in_cut(cut: Box, box: Box) -> bool:
+    """By its middle, with half a region of grace: one at the cut's edge lies in it in part."""
+    y, x = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    return cut[0] - 0.125 <= y <= cut[2] + 0.125 and cut[1] - 0.125 <= x <= cut[3] + 0.125
 
 
 def places_of_strangers(found: Set, collection: Collection) -> dict[str, float]:
     """Photographs against views of other photographs."""
     draws = np.random.default_rng(2)
     photos = [i for i, view in enumerate(found.views) if view.kind == "photo"]
+    asking = [i for i, view in enumerate(found.views) if has_tokens(view)]
     without = tried = 0
     while tried < UNRELATED:
-        i, j = (int(n) for n in draws.choice(photos, 2, replace=False))
+        i, j = int(draws.choice(asking)), int(draws.choice(photos))
         one, two = found.views[i], found.views[j]
         if one.source.split("_")[0] == two.source.split("_")[0]:  # motorcycle_left, _right
             continue
-        where = collection.store.find(two.name)
-        assert where is not None
-        without += not collection._pairs(of(found, i), [where.slot])[0]
+        without += not pairs_of(found, collection, i, j)
         tried += 1
     return {"unrelated photographs without places": without / tried}
 
@@ -169,9 +179,10 @@ def places_of_strangers(found: Set, collection: Collection) -> dict[str, float]:
 def cost(name: str, found: Set, size: int, work: Path) -> dict[str, Any]:
     """One engine at one size, in processes of its own."""
     if not (work / f"{size}.npz").exists():
-        raw = more_vectors(found.pooled, size)
+        raw = more_vectors(found, size + QUERIES)
+        raw, asked = raw[:size], raw[size:]
         whitened = whiten(raw)
-        asked, white, nearest = retrieval_engines.queries(raw, whitened)
+        white, nearest = retrieval_engines.nearest(raw, whitened, asked)
         np.save(work / "regions.npy", found.regions)
         np.save(work / "raw.npy", raw)
         np.save(work / "whitened.npy", whitened)
@@ -192,15 +203,21 @@ def cost(name: str, found: Set, size: int, work: Path) -> dict[str, Any]:
     return row
 
 
-def more_vectors(pooled: Floats, count: int) -> Floats:
-    """As many as wanted, each between two real ones: for time, bytes and memory."""
+def more_vectors(found: Set, count: int) -> Floats:
+    """As many as wanted, in groups of views as the real ones are: sources with the real vectors'
+    mean and covariance, and views that differ from their source as real views of a group do.
+    """
     draws = np.random.default_rng(3)
+    pooled, groups = found.pooled, np.array([view.group for view in found.views])
+    mean = pooled.mean(0)
+    weights = draws.normal(size=(count // VIEWS + 1, len(pooled))) / np.sqrt(len(pooled))
+    sources = mean + weights.astype(np.float32) @ (pooled - mean)
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     made = np.empty((count, pooled.shape[1]), np.float32)
-    for first in range(0, count, 4096):
-        part = made[first : first + 4096]
-        one, two = (draws.integers(0, len(pooled), len(part)) for _ in range(2))
-        share = draws.random((len(part), 1), np.float32)
-        part[:] = pooled[one] * share + pooled[two] * (1 - share)
+    for number in range(count):
+        one, two = draws.choice(members[draws.integers(len(members))], 2, replace=False)
+        difference = (pooled[one] - pooled[two]) / np.float32(np.sqrt(2))
+        made[number] = sources[draws.integers(len(sources))] + difference
     return made
 
 

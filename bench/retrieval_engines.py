@@ -246,16 +246,12 @@ def whiten(raw: Floats) -> Floats:
     return whitened
 
 
-def queries(raw: Floats, whitened: Floats) -> tuple[Floats, Floats, NDArray[np.intp]]:
-    """Vectors near some of these, the same whitened, and the K nearest of each by exact floats."""
-    draws = np.random.default_rng(9)
-    picked = draws.choice(len(raw), QUERIES, replace=False)
-    others = draws.permutation(len(raw))[:QUERIES]
-    asked = raw[picked] * np.float32(0.7) + raw[others] * np.float32(0.3)
+def nearest(raw: Floats, whitened: Floats, asked: Floats) -> tuple[Floats, NDArray[np.intp]]:
+    """The queries [m, dims] whitened, and the K nearest of each by exact floats."""
     white = fitted(raw).apply(asked)
     white /= np.linalg.norm(white, axis=1, keepdims=True)
-    nearest = np.argsort(-(white @ whitened.T), axis=1, kind="stable")[:, :K]
-    return asked, white, nearest
+    order = np.argsort(-(white @ whitened.T), axis=1, kind="stable")
+    return white, order[:, :K]
 
 
 def build(name: str, work: Path, folder: Path) -> dict[str, Any]:

@@ -27,6 +27,17 @@ class Set:
     views: list[View]
     pooled: NDArray[np.float32]
     regions: NDArray[np.float16]
+    folder: Path
+
+    def tokens(self, i: int) -> NDArray[np.float32]:
+        """[256, dims] of a view that `has_tokens`."""
+        kept: NDArray[np.float16] = np.load(self.folder / f"{self.views[i].name}.npy")
+        return kept.astype(np.float32)
+
+
+def has_tokens(view: View) -> bool:
+    """All tokens are kept of few views only: they take a megabyte each."""
+    return view.name.endswith(("-plain", "-crop")) and view.kind == "photo"
 
 
 def load(model: Path, resolution: int = 448, work: Path = Path(".work/retrieval")) -> Set:
@@ -44,6 +55,7 @@ def load(model: Path, resolution: int = 448, work: Path = Path(".work/retrieval"
         views,
         np.concatenate([shard["pooled"] for shard in shards]),
         np.concatenate([shard["regions"] for shard in shards]),
+        folder,
     )
 
 
@@ -57,7 +69,7 @@ def _encode(model: Path, described: manifest.Manifest, resolution: int, folder: 
         nonlocal shards
         path = folder / f"{shards}.npz"
         if not path.exists():
-            arrays = [_vectors(engine, view, resolution) for view in waiting]
+            arrays = [_vectors(engine, view, resolution, folder) for view in waiting]
             pooled, regions = (np.stack(column) for column in zip(*arrays, strict=True))
             with path.with_suffix(".partial").open("wb") as file:
                 np.savez(file, pooled=pooled, regions=regions)
@@ -78,10 +90,13 @@ def _encode(model: Path, described: manifest.Manifest, resolution: int, folder: 
 
 
 def _vectors(
-    engine: encoder.Encoder, view: View, resolution: int
+    engine: encoder.Encoder, view: View, resolution: int, folder: Path
 ) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
     arrays = engine.encode(Job(Pixels(view.rgb), (resolution, resolution))).arrays
-    regions = places.regions(np.asarray(arrays["projected_embeddings"][0], np.float32))
+    tokens = np.asarray(arrays["projected_embeddings"][0], np.float32)
+    if has_tokens(view):
+        np.save(folder / f"{view.name}.npy", tokens.astype(np.float16))
+    regions = places.regions(tokens)
     return np.asarray(arrays["pooled_embedding"][0], np.float32), regions.astype(np.float16)
 
 

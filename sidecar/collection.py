@@ -26,7 +26,7 @@ from sidecar.errors import (
     TensorNotFinite,
     TensorShape,
 )
-from sidecar.places import BACKGROUND, BASIS_AT, LEAST_CASES, REGIONS, Basis, Pair
+from sidecar.places import BACKGROUND, BASIS_AT, LEAST_CASES, REGIONS, Basis, Pair, Usual
 from sidecar.quantised import Floats
 from sidecar.whitening import FIT_AT, TINY, Whitening
 
@@ -46,10 +46,13 @@ class Match:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Vectors:
-    """Of one image: pooled [dims] and regions [16, dims]."""
+    """Of one image: pooled [dims], regions [16, dims], and its tokens [256, dims] where they are
+    known: a query with tokens finds places that a query with regions only does not.
+    """
 
     pooled: Floats
     regions: Floats
+    tokens: Floats | None = None
 
     @classmethod
     def of(cls, pooled: Floats, tokens: Floats) -> Self:
@@ -58,7 +61,7 @@ class Vectors:
             raise TensorShape(
                 f"expected {places.GRID**2} projected embeddings, as long as the pooled one."
             )
-        return cls(pooled, places.regions(tokens))
+        return cls(pooled, places.regions(tokens), tokens)
 
     def check(self, dims: int) -> None:
         """Raises TensorShape, TensorNotFinite."""
@@ -141,7 +144,7 @@ class Collection:
             slot = self.store.free_slot() if there is None else there.slot
             vector = float(scale) * codes.astype(np.float32)
             whitening = self._fitted_whitening()
-            norm = 0.0 if whitening is None else float(whitening.norms(vector[None])[0])
+            norm = 0.0 if whitening is None else float(whitening.norms(vector[None], scale)[0])
             self.store.put(Case(slot, id, text), float(scale), norm, codes)
             self._put_regions(slot, vectors.regions)
             refitted = self._refit()
@@ -206,7 +209,7 @@ class Collection:
         slots, scales, codes = self._all_vectors()
         vectors = scales[:, None] * codes
         whitening = Whitening.fit(vectors)
-        norms = whitening.norms(vectors)
+        norms = whitening.norms(vectors, scales)
         for slot, scale, norm, code in zip(slots, scales, norms, codes, strict=True):
             self.store.put_vector(int(slot), float(scale), float(norm), code)
         self.store.put_array("whitening.mean", whitening.mean)
@@ -224,10 +227,9 @@ class Collection:
             for slot, regions in zip(slots, early, strict=True):
                 self.store.put_regions(slot, quantised.pack(basis.apply(regions)))
             self.store.drop_early_regions()
-        total = np.zeros((REGIONS, basis.dims))
-        for slot in self.store.slots:
-            total += self._regions(int(slot), basis)
-        self.store.put_array("positions", (total / self.store.count).astype(np.float32))
+        usual = Usual.fit(self._regions(int(slot), basis) for slot in self.store.slots)
+        self.store.put_array("positions", usual.positions)
+        self.store.put_array("places.whitening", usual.whitening)
 
     # Searching
 
@@ -309,7 +311,7 @@ class Collection:
             return slots, scales
         centring = Whitening.centring(vectors)
         p, b = centring.query(query)
-        norms = np.maximum(centring.norms(vectors), TINY)
+        norms = np.maximum(centring.norms(vectors, scales), TINY)
         similarities = ((vectors @ p - b) / norms).clip(-1, 1)
         keep = slice(None) if allowed is None else np.isin(slots, allowed)
         return slots[keep], similarities[keep]
@@ -330,27 +332,29 @@ class Collection:
     def _pairs(self, vectors: Vectors, slots: Sequence[int]) -> list[tuple[Pair, ...]]:
         if self.store.count < LEAST_CASES:
             return [() for _ in slots]
-        basis, positions, of = self._place_space()
-        ours = basis.apply(vectors.regions)
-        # One more than are needed: the match itself is not one of the others.
-        others = {int(slot): of(int(slot)) for slot in places.spread(self.store.slots, BACKGROUND)}
-        found = []
-        for slot in slots:
-            background = np.stack([case for other, case in others.items() if other != slot])
-            found.append(tuple(places.pairs(ours, of(slot), background, positions)))
-        return found
+        basis, of = self._region_space()
+        # Not the matches themselves, where there are enough other cases.
+        others = np.setdiff1d(self.store.slots, slots)
+        if len(others) < BACKGROUND:
+            others = self.store.slots
+        others = places.spread(others, BACKGROUND)
+        background = np.stack([of(int(slot)) for slot in others])
+        usual = self._known_usual() or Usual.fit(background)
+        tokens = vectors.tokens
+        if tokens is None:
+            tokens = places.tokens_of(vectors.regions)
+        query = places.Query(basis.apply(tokens), background, usual)
+        return [tuple(query.pairs(of(slot), slot in others)) for slot in slots]
 
-    def _place_space(self) -> tuple[Basis, Floats, Callable[[int], Floats]]:
-        """The basis, the mean at each place, and the regions of a slot."""
+    def _region_space(self) -> tuple[Basis, Callable[[int], Floats]]:
+        """The basis, and the regions of a slot."""
         basis = self._known_basis()
-        positions = None if basis is None else self.store.array("positions")
-        if basis is not None and positions is not None:
-            return basis, positions, lambda slot: self._regions(slot, basis)
+        if basis is not None:
+            return basis, lambda slot: self._regions(slot, basis)
         slots, early = self._early_regions()
         basis = Basis.fit(early.reshape(-1, early.shape[-1]))
-        coordinates = basis.apply(early)
-        cases = dict(zip(slots, coordinates, strict=True))
-        return basis, coordinates.mean(0), cases.__getitem__
+        cases = dict(zip(slots, basis.apply(early), strict=True))
+        return basis, cases.__getitem__
 
     # Reading the store
 
@@ -398,6 +402,13 @@ class Collection:
             if mean is not None and axes is not None:
                 self._basis = Basis(mean, axes)
         return self._basis
+
+    def _known_usual(self) -> Usual | None:
+        positions = self.store.array("positions")
+        whitening = self.store.array("places.whitening")
+        if positions is None or whitening is None:
+            return None
+        return Usual(positions, whitening)
 
     def _forget(self) -> None:
         self._whitening, self._basis, self._fitted = None, None, -1

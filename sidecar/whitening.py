@@ -56,10 +56,15 @@ class Whitening:
         """[n, dims] to [n, dims]."""
         return self._scale(vectors - self.mean, self.gains)
 
-    def norms(self, vectors: Floats) -> Floats:
-        """The length of each of [n, dims] once whitened, [n]."""
-        norms = np.linalg.norm(self.apply(vectors), axis=1)
-        return np.asarray(norms, np.float32)
+    def norms(self, vectors: Floats, scales: Floats) -> Floats:
+        """The length of each of [n, dims] once whitened, [n], without what rounding to multiples
+        of its scale [n] added: whitening leaves that noise as large as it is, where it shrinks
+        most of the vector, and a case would be less similar to all others the larger its scale is.
+        """
+        squares = (self.apply(vectors) ** 2).sum(1)
+        dims = vectors.shape[1] - float((1 - self.gains**2).sum())
+        noise = scales**2 / 12 * dims  # the variance of a number that is rounded
+        return np.asarray(np.sqrt(np.maximum(squares - noise, squares / 2)), np.float32)
 
     def query(self, vector: Floats) -> tuple[Floats, float]:
         """p [dims] and b: for every x, (p · x - b) / |W x| is the cosine of W x and W vector."""

@@ -1,11 +1,21 @@
 import assert from 'node:assert/strict';
-import { appendFileSync, cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  appendFileSync,
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
 import { unzipSync } from 'fflate';
-import { rgbFromBgra, type VisionSidecar } from '../src/index.js';
+import { type Match, rgbFromBgra, type VisionSidecar } from '../src/index.js';
+import { POLICY } from '../src/supervisor.js';
 import { lives, reached } from './fake.js';
+import { checkAlone, draws, killOnce } from './kills.js';
 import { picture, runReal, startReal, tinyModel } from './real.js';
 
 let sidecar: VisionSidecar;
@@ -186,6 +196,50 @@ test('a collection finds what was put into it, also after the sidecar was killed
     [info.count, info.resolution, info.model],
     [3, [side, side], sidecar.info.model],
   );
+});
+
+test('Node and the command line find the same cases in the same order', async () => {
+  const images = path.join(scratch, 'images');
+  mkdirSync(images);
+  const side = 224;
+  const save = async (name: string, seed: number) => {
+    const next = draws(seed);
+    const cell = 32; // coarse enough to be told apart
+    const colours = Array.from({ length: 3 * (side / cell) ** 2 }, () => Math.floor(next() * 256));
+    const rgb = Uint8Array.from({ length: side * side * 3 }, (_, at) => {
+      const [row, column] = [Math.floor(at / 3 / side), Math.floor(at / 3) % side];
+      const place = Math.floor(row / cell) * (side / cell) + Math.floor(column / cell);
+      return colours[3 * place + (at % 3)] as number;
+    });
+    const png = await sidecar.heatmap({ rgb, width: side, height: side }, { resolution: side });
+    writeFileSync(path.join(images, name), png);
+  };
+  for (let number = 0; number < 40; number += 1) await save(`page ${number}.png`, number);
+  const file = path.join(scratch, 'by the command line.cases');
+  const of = ['--model', tinyModel(), '--collection', file, '--threads', '1'];
+  runReal('index', images, ...of, '--resolution', `${side}`);
+  const asked = [3, 33].map((number) => path.join(images, `page ${number}.png`));
+  const byCommand = asked.map((image) => {
+    const said = JSON.parse(runReal('search', image, ...of, '-k', '40', '--json'));
+    return said.matches as readonly Match[];
+  });
+  const cases = sidecar.collection({ path: file, readOnly: true });
+  for (const [at, image] of asked.entries()) {
+    const { matches } = await cases.search(image, { k: 40, regions: true, resolution: side });
+    assert.equal(matches[0]?.id, path.basename(image));
+    assert.deepEqual(matches, byCommand[at]);
+  }
+});
+
+test('kills in the middle of adds and removes lose nothing', async () => {
+  const policy = { ...POLICY, windowMs: 0, backoffMs: [1] };
+  const other = await startReal({}, { policy });
+  const file = path.join(mkdtempSync(path.join(scratch, 'kills-')), 'cases');
+  const known = { there: new Set<string>(), open: new Set<string>() };
+  const next = draws(1);
+  for (let kills = 0; kills < 3; kills += 1) await killOnce(other, file, known, next);
+  await other.close();
+  checkAlone(file);
 });
 
 test('close leaves no process', async () => {

@@ -31,15 +31,20 @@ export function tinyModel(): string {
   return directory;
 }
 
-export function startReal(options: StartOptions = {}): Promise<VisionSidecar> {
-  return VisionSidecar.start({ ...program, modelDir: tinyModel(), threads: 1, ...options });
+export function startReal(
+  options: StartOptions = {},
+  internals: Parameters<typeof VisionSidecar.start>[1] = {},
+): Promise<VisionSidecar> {
+  const started = { ...program, modelDir: tinyModel(), threads: 1, ...options };
+  return VisionSidecar.start(started, internals);
 }
 
-/** Runs the sidecar's own command line to its end. */
-export function runReal(...args: string[]): void {
-  execFileSync(program.command as string, [...(program.args ?? []), ...args], {
+/** Runs the sidecar's own command line to its end; what it printed. */
+export function runReal(...args: string[]): string {
+  return execFileSync(program.command as string, [...(program.args ?? []), ...args], {
     cwd: repository,
     stdio: 'pipe',
+    encoding: 'utf8',
   });
 }
 

@@ -326,7 +326,10 @@ def test_places_lie_where_the_content_went(
             if match.id == f"case {number}":
                 pairs += len(match.regions)
                 right += sum(
-                    (pair.query[0], pair.query[1] + 0.5) == pair.match[:2] for pair in match.regions
+                    np.allclose(
+                        middle(pair.query) + np.array([0, 0.5]), middle(pair.match), atol=0.125
+                    )
+                    for pair in match.regions
                 )
             else:
                 unrelated += bool(match.regions)
@@ -334,6 +337,45 @@ def test_places_lie_where_the_content_went(
     assert pairs >= 3 * queries
     assert right >= 0.95 * pairs
     assert unrelated <= chance * queries * (count - 1)
+
+
+def test_places_of_a_crop_lie_where_it_was_cut(collection: Collection) -> None:
+    """The crop is a quarter of the picture, magnified; it asks, or is asked for."""
+    draws = np.random.default_rng(8)
+    coarse = draws.normal(size=(60, 8, 8, DIMS)) * 1.5
+    wholes = [with_places(np.kron(of, np.ones((2, 2, 1))), draws) for of in coarse]
+    cuts = [divmod(number, 3) for number in range(9)]  # in quarters: where the crop begins
+    crops = [
+        with_places(
+            np.kron(of[2 * row : 2 * row + 4, 2 * column : 2 * column + 4], np.ones((4, 4, 1))),
+            draws,
+        )
+        for of, (row, column) in zip(coarse, cuts, strict=False)
+    ]
+    with collection.store.writing():
+        for number, tokens in enumerate(wholes):
+            collection.add(f"whole {number}", pooled(tokens), {})
+        for number, tokens in enumerate(crops):
+            collection.add(f"crop {number}", pooled(tokens), {})
+    shown = right = 0
+    for number, (row, column) in enumerate(cuts):
+        for asks, answers in (("whole", "crop"), ("crop", "whole")):
+            tokens = (wholes if asks == "whole" else crops)[number]
+            found = collection.search(pooled(tokens), k=69, regions=True)
+            pairs = next(match.regions for match in found if match.id == f"{answers} {number}")
+            for pair in pairs or ():
+                crop, whole = pair.query, pair.match
+                if asks == "whole":
+                    crop, whole = whole, crop
+                cut = np.array([row, column]) / 4
+                shown += 1
+                right += np.allclose(cut + middle(crop) / 2, middle(whole), atol=0.125)
+    assert shown >= 60  # of 90
+    assert right >= 0.95 * shown
+
+
+def middle(box: places.Box) -> Any:
+    return np.array([box[0] + box[2], box[1] + box[3]]) / 2
 
 
 def test_few_cases_have_no_places(collection: Collection) -> None:
