@@ -11,8 +11,10 @@ import os
 import shutil
 import sys
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from hashlib import file_digest
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +27,14 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from build import demo, pipeline, plots  # noqa: E402
-from build.artifacts import REPORT, REPORT_HTML, Artifact, BuildError  # noqa: E402
+from build.artifacts import (  # noqa: E402
+    REPORT,
+    REPORT_HTML,
+    ZIP,
+    ZIP_FACTS,
+    Artifact,
+    BuildError,
+)
 from build.checkpoint import locate  # noqa: E402
 from build.recipes import RECIPES, Choice  # noqa: E402
 from sidecar import manifest, model_files  # noqa: E402
@@ -48,7 +57,10 @@ def build(
     keep_work: bool = False,
     tell: pipeline.Tell = lambda _: None,
 ) -> None:
-    """Make the model directory `out`, which appears all at once. Raises BuildError."""
+    """Make the model directory `out`, which appears all at once. Raises BuildError.
+
+    Some recipes write a zip file of it, too, beside it: `zip_of(out)`.
+    """
     choice = choice or Choice()
     refuse_strangers(out)
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after half an hour of work
@@ -64,11 +76,19 @@ def build(
         first = locate(source, revision)
     steps = (first, *RECIPES[recipe](choice))
     key = pipeline.keys(steps)[-1]
-    if _is_current(out, key):
+    zipped = any(step.writes == Artifact.ARCHIVE for step in steps)
+    if zipped:
+        refuse_strange_zip(out)
+    if _is_current(out, key, zipped):
         tell(f"{out} is up to date")
         return
     made = pipeline.run(steps, work, tell)
-    place(made, out, {"seconds": pipeline.times(steps, work), KEY: key})
+    notes: dict[str, object] = {"seconds": pipeline.times(steps, work), KEY: key}
+    if zipped:
+        archive = made[Artifact.ARCHIVE]
+        notes["zip"] = json.loads((archive / ZIP_FACTS).read_text("utf-8"))
+        copy_whole(archive / ZIP, zip_of(out))
+    place(made, out, notes)
     if not keep_work:
         pipeline.clean(steps, work)
     if choice.share:
@@ -106,6 +126,36 @@ def place(made: Mapping[Artifact, Path], out: Path, notes: Mapping[str, object])
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def zip_of(out: Path) -> Path:
+    """The zip file beside a model directory."""
+    return out.with_name(out.name + ".zip")
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy beside `target`, then rename: it is there whole or not at all."""
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.copyfile(source, partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def refuse_strange_zip(out: Path) -> None:
+    """Raises BuildError where the file that a zip file would replace is not one of a model."""
+    path = zip_of(out)
+    if not path.exists():
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            archive.getinfo(manifest.NAME)
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise BuildError(
+            f"{path} is not the zip file of a model, and this recipe would replace it. Move it "
+            "away, or choose another --out."
+        ) from error
+
+
 def refuse_strangers(out: Path) -> None:
     """Raises BuildError where `out` holds anything that a build did not put there."""
     if not out.exists():
@@ -128,12 +178,16 @@ def refuse_strangers(out: Path) -> None:
         )
 
 
-def _is_current(out: Path, key: str) -> bool:
+def _is_current(out: Path, key: str, zipped: bool) -> bool:
     try:
-        if json.loads((out / REPORT).read_text("utf-8")).get(KEY) != key:
+        report = json.loads((out / REPORT).read_text("utf-8"))
+        if report.get(KEY) != key:
             return False
         model_files.load(out)
-    except (OSError, ValueError, ModelInvalid):
+        if zipped:
+            with zip_of(out).open("rb") as file:
+                return bool(file_digest(file, "sha256").hexdigest() == report["zip"]["sha256"])
+    except (OSError, ValueError, LookupError, ModelInvalid):
         return False
     return True
 
@@ -164,6 +218,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--images", type=int, metavar="N", help="validate on fewer images, which is quicker"
     )
+    parser.add_argument(
+        "--test", action="store_true", help="measure it on the test set too, which decides nothing"
+    )
     parser.add_argument("--no-bars", action="store_true", help="report, whatever the figures are")
     return parser.parse_args(argv)
 
@@ -174,7 +231,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _arguments(argv)
     try:
         choice = Choice.parse(
-            options.projection, options.calibrate, options.bar, options.no_bars, options.images
+            options.projection,
+            options.calibrate,
+            options.bar,
+            options.no_bars,
+            options.images,
+            options.test,
         )
         build(
             options.source,

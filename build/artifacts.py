@@ -6,7 +6,7 @@ plain values live here: no step, no torch, no ONNX.
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -31,8 +31,12 @@ class Artifact(StrEnum):
     GOLDEN = "golden record"  # GOLDEN_RECORD
     FLAT_LIMITS = "limits for flat images"  # FLAT_LIMITS
     REFERENCE = "reference"  # outputs of the float model: read_outputs
+    TEST_REFERENCE = "reference for the test set"  # the same, for images that decide nothing
     REPORT = "report"  # REPORT
+    TEST_REPORT = "report on the test set"  # REPORT
+    COMPARISON = "report of the recipe that this one is compared with"  # REPORT
     MANIFEST = "manifest"  # manifest.json, and the final REPORT
+    ARCHIVE = "archive"  # ZIP, and ZIP_FACTS for the report
 
 
 class Inputs(Protocol):
@@ -77,6 +81,8 @@ CUSTOM_OP_GRAPHS = {
 GOLDEN_RECORD = "golden.npz"
 FLAT_LIMITS = "flat.json"
 REPORT = "report.json"
+ZIP = "model.zip"
+ZIP_FACTS = "zip.json"
 REPORT_HTML = "report.html"  # the same, drawn; written where the model directory is put in place
 
 Projection = Literal["projector", "linear"]
@@ -153,11 +159,27 @@ class QuantisedLinear:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A matrix outside the encoder layers that is stored in 8 bits: values ≈ integers · scale."""
+
+    integers: NDArray[np.int8]
+    scale: NDArray[np.float32]  # shaped to multiply the integers
+
+
+POSITIONS = "positions"  # [hidden, patches]
+PROJECTION = "projection"  # [hidden, text_hidden]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Every quantised linear layer, and the LayerNorm parameters that smoothing was folded into."""
+    """Every quantised linear layer, and the LayerNorm parameters that smoothing was folded into.
+
+    `tables`: what stands for POSITIONS and PROJECTION; the lowering rounds those that lack here.
+    """
 
     linears: tuple[QuantisedLinear, ...]
     folded: Mapping[str, NDArray[np.float32]]  # by parameter: tower.….layer_norm1.weight
+    tables: Mapping[str, Table] = field(default_factory=dict)
 
 
 _PLAN, _PLAN_ARRAYS = "plan.json", "plan.safetensors"
@@ -168,6 +190,8 @@ def write_plan(plan: Plan, out: Path) -> None:
     """Write the artefact PLAN: schemes as JSON for people, arrays as safetensors."""
     entries: list[dict[str, Any]] = []
     arrays: dict[str, NDArray[Any]] = {f"folded {name}": a for name, a in plan.folded.items()}
+    for name, table in plan.tables.items():
+        arrays |= {f"integers {name}": table.integers, f"scale of {name}": table.scale}
     for linear in plan.linears:
         entries.append({"name": linear.name, **asdict(linear.scheme), "error": linear.error})
         for kind in _ARRAYS:
@@ -191,7 +215,12 @@ def read_plan(directory: Path) -> Plan:
         for name, array in arrays.items()
         if name.startswith("folded ")
     }
-    return Plan(tuple(linears), folded)
+    tables = {
+        name: Table(arrays[f"integers {name}"], arrays[f"scale of {name}"])
+        for name in (POSITIONS, PROJECTION)
+        if f"integers {name}" in arrays
+    }
+    return Plan(tuple(linears), folded, tables)
 
 
 def write_flat_limits(limits: Mapping[int, float], out: Path) -> None:

@@ -9,7 +9,7 @@ integers, and the biases take up the mean error that remains. Only calibration l
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -27,13 +27,15 @@ from build.artifacts import (
     Geometry,
     Inputs,
     Plan,
+    Projection,
     QuantisedLinear,
     Scheme,
+    Table,
     read_geometry,
     write_plan,
 )
 from build.gptq import factorise, gptq, hessian
-from build.reference import load
+from build.reference import VisionEncoderWrapper, load
 from build.views import views
 from sidecar.job import PixelValues, Rgb
 
@@ -60,19 +62,24 @@ class Folder:
         return cls(path, digest.hexdigest()[:16])
 
 
+Importance = Mapping[str, Tensor]
+NONE: Importance = {}
+
+
 @dataclass(frozen=True)
 class Group:
     """Linear layers that share an input."""
 
     layers: tuple[str, ...]
     folded_into: str | None  # their smoothing: a LayerNorm or a linear layer; None: behind a GELU
+    residual: str | None = None  # a module whose input is the residual stream that they add to
 
 
 GROUPS = (
     Group(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "layer_norm1"),
-    Group(("self_attn.out_proj",), "self_attn.v_proj"),
+    Group(("self_attn.out_proj",), "self_attn.v_proj", residual="layer_norm1"),
     Group(("mlp.fc1",), "layer_norm2"),
-    Group(("mlp.fc2",), None),
+    Group(("mlp.fc2",), None, residual="layer_norm2"),
 )
 
 
@@ -136,6 +143,8 @@ class Site:
     modules: tuple[Any, ...]  # of nn.Linear
     exact: Tensor  # the input in float, [1, tokens, in]
     actual: Packed  # the input after the layers quantised so far
+    gap: Tensor | None  # [1, tokens, out], what the residual stream lost so far, if they add to it
+    importance: tuple[Tensor, ...] = ()  # by layer, [out]
 
     @property
     def weight(self) -> Tensor:
@@ -172,30 +181,52 @@ class Calibrate:
     views: int = 64
     seed: int = 1  # of the views
     folder: Folder | None = None
+    projection: Projection = "linear"  # of the encoder; GPTQ alone needs the tower only
 
     reads: ClassVar = (Artifact.CHECKPOINT,)
     writes: ClassVar = Artifact.PLAN
 
     def __call__(self, inputs: Inputs, out: Path) -> None:
         checkpoint = inputs[Artifact.CHECKPOINT]
-        tower = load(checkpoint, "linear", attention=PACKED).tower
+        encoder = load(checkpoint, self.projection, attention=PACKED)
+        tower = encoder.tower
         batches = [torch.from_numpy(pixels) for pixels in self._batches(read_geometry(checkpoint))]
+        importance = self.importance(encoder, batches[-1])
         linears: list[QuantisedLinear] = []
         folded: dict[str, Any] = {}
         with torch.inference_mode():
             exact = actual = pack([_embed(tower, pixels) for pixels in batches])
             for number, layer in enumerate(inputs.progress(tower.encoder.layers, "layers")):
                 name = f"tower.encoder.layers.{number}"
-                exact, actual, quantised = self.layer(layer, exact, actual)
+                exact, actual, quantised = self.layer(layer, name, exact, actual, importance)
                 lowered, parameters = fold(layer, quantised, name)
                 linears += lowered
                 folded |= parameters
-        write_plan(Plan(tuple(linears), folded), out)
+            tables = self.tables(encoder, exact, actual, importance)
+        write_plan(Plan(tuple(linears), folded, tables), out)
+
+    def tables(
+        self, _encoder: VisionEncoderWrapper, _exact: Packed, _actual: Packed, _: Importance
+    ) -> dict[str, Table]:
+        """What stands for matrices outside the encoder layers; here the lowering rounds them.
+
+        `exact` and `actual` are the last layer's output, in float and after quantisation.
+        """
+        return {}
+
+    def importance(self, _encoder: VisionEncoderWrapper, _pixels: Tensor) -> Importance:
+        """By linear layer, how much each output counts [out]; here GPTQ does not ask."""
+        return {}
 
     def layer(
-        self, layer: nn.Module, exact: Packed, actual: Packed
+        self,
+        layer: nn.Module,
+        prefix: str,
+        exact: Packed,
+        actual: Packed,
+        importance: Importance = NONE,
     ) -> tuple[Packed, Packed, dict[str, Simulated]]:
-        """Quantise one encoder layer.
+        """Quantise one encoder layer, whose name is `prefix`.
 
         `exact` is its input in float, `actual` its input after the layers quantised so far. Both
         outputs, and the quantised linear layers by name.
@@ -205,14 +236,17 @@ class Calibrate:
             exact = run(layer, exact)
 
         def quantise(group: Group, x: Packed) -> dict[str, Simulated]:
+            gap = before[group.residual] - now[group.residual] if group.residual else None
             site = Site(
                 tuple(layer.get_submodule(name) for name in group.layers),
                 before.pop(group.layers[0]),
                 x,
+                gap,
+                tuple(importance[f"{prefix}.{name}"] for name in group.layers if importance),
             )
             return dict(zip(group.layers, self.quantise(site), strict=True))
 
-        with replaced(twin, actual.sizes, quantise) as quantised:
+        with recorded(twin) as now, replaced(twin, actual.sizes, quantise) as quantised:
             actual = run(twin, actual)
         return exact, actual, quantised
 
@@ -229,7 +263,14 @@ class Calibrate:
         return site.split(Simulated(integers, scale, s, scheme, error), lost)
 
     def choose(self, actual: Packed, weight: Tensor) -> tuple[Scheme, float]:
-        """The scheme for a group with input `actual` and `weight` [in, out].
+        """The scheme for a group with input `actual` and `weight` [in, out], and its error."""
+        smoothings = {alpha: smoothing(actual.tokens, weight, alpha) for alpha in self.alphas}
+        return self.compare(actual, weight, smoothings)
+
+    def compare(
+        self, actual: Packed, weight: Tensor, smoothings: Mapping[float | None, Tensor]
+    ) -> tuple[Scheme, float]:
+        """Of schemes with these smoothings [in], by alpha, the one that `Calibrate` describes.
 
         With it the squared error that it makes, relative to the squared output.
         """
@@ -243,8 +284,7 @@ class Calibrate:
         exact = [sample @ weight for sample in samples]
         total = sum(y.square().sum() for y in exact)
         best: dict[str, tuple[float, Scheme]] = {}
-        for alpha in self.alphas:
-            s = smoothing(actual.tokens, weight, alpha)
+        for alpha, s in smoothings.items():
             integers, scale = symmetric(weight * s[:, None])
             for scheme in (Scheme("per_tensor", alpha), Scheme("per_token", alpha)):
                 kind = scheme.activations
@@ -340,13 +380,13 @@ def _embed(tower: Any, pixels: Tensor) -> Tensor:
 
 @contextmanager
 def recorded(layer: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """While inside: the input of the first linear layer of each of GROUPS, once `layer` ran."""
+    """While inside: the inputs of GROUPS, by first layer, and the residual streams they add to."""
     inputs: dict[str, Tensor] = {}
 
     def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, arguments: inputs.update({name: arguments[0]})
 
-    names = [group.layers[0] for group in GROUPS]
+    names = {name for group in GROUPS for name in (group.layers[0], group.residual) if name}
     handles = [layer.get_submodule(name).register_forward_pre_hook(record(name)) for name in names]
     try:
         yield inputs

@@ -17,11 +17,14 @@ from build import custom_ops, graph
 from build.artifacts import (
     CUSTOM_OP_GRAPHS,
     FLOAT,
+    POSITIONS,
+    PROJECTION,
     QUANTISED,
     Artifact,
     Inputs,
     Plan,
     QuantisedLinear,
+    Table,
     read_plan,
 )
 from build.graph import initializer, insert_before, is_stored
@@ -81,10 +84,11 @@ def quantise(model: ir.Model, plan: Plan, custom: tuple[str, ...] = ()) -> None:
         if node.op_type == "MatMul" and is_stored(node.inputs[1]):
             linear = planned.pop(node.inputs[1].name, None)
             if linear is None:
-                weight_only(model, node, 1, *symmetric(stored(node, 1), axis=1))
+                table = plan.tables.get(PROJECTION) or symmetric(stored(node, 1), axis=1)
+                weight_only(model, node, 1, table)
             elif linear.scheme.activations == "float":
                 smooth(model, node, linear)
-                weight_only(model, node, 1, linear.weight, linear.scale)
+                weight_only(model, node, 1, Table(linear.weight, linear.scale))
             elif "Linear" in custom:
                 ours(node, linear.name, linear.weight, linear.scale, linear.smoothing)
             else:
@@ -93,9 +97,10 @@ def quantise(model: ir.Model, plan: Plan, custom: tuple[str, ...] = ()) -> None:
         raise ValueError(f"the graph has no layer for {min(planned)} of the plan.")
     for node in list(model.graph):
         if node.op_type == "Conv" and is_stored(node.inputs[1]):
-            weight_only(model, node, 1, *symmetric(stored(node, 1), axis=0))
+            weight_only(model, node, 1, symmetric(stored(node, 1), axis=0))
         elif node.op_type == "Reshape" and is_stored(node.inputs[0]):  # the positions
-            weight_only(model, node, 0, *symmetric(stored(node, 0), axis=0))
+            table = plan.tables.get(POSITIONS) or symmetric(stored(node, 0), axis=0)
+            weight_only(model, node, 0, table)
     if "Attention" in custom:
         custom_ops.attention(model)
     if "Mlp" in custom:
@@ -184,14 +189,12 @@ def smooth(model: ir.Model, node: ir.Node, linear: QuantisedLinear) -> None:
         node.replace_input_with(0, product.outputs[0])
 
 
-def weight_only(
-    model: ir.Model, node: ir.Node, position: int, integers: NDArray[np.int8], scale: Array
-) -> None:
+def weight_only(model: ir.Model, node: ir.Node, position: int, table: Table) -> None:
     """Store one constant input in 8 bits. ONNX Runtime dequantises it once, while loading."""
     value = node.inputs[position]
     name = value.name
-    weight = initializer(model, f"{name}_int8", integers)
-    scales = initializer(model, f"{name}_scale", scale)
+    weight = initializer(model, f"{name}_int8", table.integers)
+    scales = initializer(model, f"{name}_scale", table.scale)
     (number,) = insert_before(
         node, "Cast", (weight,), f"{name}/Cast", {"to": ir.DataType.FLOAT}
     ).outputs
@@ -237,12 +240,12 @@ def halved(array: Array, added: bool) -> NDArray[np.float16] | None:
     return half if (error <= 2.0**-10 * np.maximum(np.abs(array), floor)).all() else None
 
 
-def symmetric(values: Array, axis: int) -> tuple[NDArray[np.int8], Array]:
+def symmetric(values: Array, axis: int) -> Table:
     """Integers from -127 to 127 with one scale per index of `axis`, shaped to multiply them."""
     others = tuple(number for number in range(values.ndim) if number != axis)
     scale = np.abs(values).max(axis=others, keepdims=True) / 127
     scale = np.where(scale == 0, 1, scale).astype(np.float32)
-    return np.clip(np.rint(values / scale), -127, 127).astype(np.int8), scale
+    return Table(np.clip(np.rint(values / scale), -127, 127).astype(np.int8), scale)
 
 
 def stored(node: ir.Node, position: int) -> NDArray[Any]:

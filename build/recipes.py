@@ -9,12 +9,14 @@ from pathlib import Path
 
 from build.artifacts import Artifact, BuildError, Projection, Step
 from build.calibrate import Calibrate, Folder
+from build.compact import Compact
 from build.export import Export
 from build.flat import MeasureFlat
 from build.images import VALIDATION
-from build.package import Golden, Package
+from build.package import Golden, Package, Zip
 from build.quantise import Quantise, Seed
 from build.reference_outputs import Reference
+from build.testset import Unseen
 from build.validate import Bars, Validate
 
 FAITHFUL = Bars(
@@ -27,6 +29,14 @@ FAITHFUL = Bars(
     kendall_tau=0.97,
 )
 
+COMPACT = Bars(
+    token_cosine_mean=0.997,
+    token_cosine_p1=0.985,
+    pooled_cosine_min=0.99,
+    heatmap_r_mean=0.995,
+    heatmap_r_min=0.985,
+)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -37,6 +47,7 @@ class Choice:
     bars: tuple[tuple[str, float], ...] = ()  # in place of the recipe's, by name
     no_bars: bool = False
     images: tuple[str, ...] = VALIDATION
+    test: Unseen | None = None  # the finished model is measured on it too
 
     @classmethod
     def parse(
@@ -46,8 +57,11 @@ class Choice:
         bars: Sequence[str],
         no_bars: bool,
         images: int | None = None,
+        test: bool = False,
     ) -> "Choice":
         """From what was typed; `bars` are NAME=VALUE, `images` how many to validate on.
+
+        `test` measures on the test set too.
 
         Raises BuildError, OSError.
         """
@@ -67,7 +81,8 @@ class Choice:
             raise BuildError(f"expected --images from 2 to {every}, found {images}.")
         count = images or every
         chosen = tuple(VALIDATION[number * every // count] for number in range(count))
-        return cls(projection, folder, tuple(parsed), no_bars, chosen)
+        tested = Unseen.here() if test else None
+        return cls(projection, folder, tuple(parsed), no_bars, chosen, tested)
 
     @property
     def share(self) -> str:
@@ -97,7 +112,31 @@ def default(choice: Choice) -> Sequence[Step]:
         MeasureFlat(),
         Reference(projection, images=choice.images),
         Validate(bars=choice.hold(FAITHFUL)),
-        Package("default", projection),
+        *measured(choice, projection),
+        Package("default", projection, test=choice.test is not None),
+    )
+
+
+def compact(choice: Choice) -> Sequence[Step]:
+    """`default` with weights that compress: the same graphs, speed and memory, and a zip file.
+
+    Its report shows the figures of `default` too, for comparison.
+    """
+    projection = choice.projection or "projector"
+    return (
+        Export(projection),
+        Reference(projection, images=choice.images),
+        Calibrate(folder=choice.calibrate),
+        Quantise(),
+        Validate(report=Artifact.COMPARISON),
+        Compact(folder=choice.calibrate, projection=projection),
+        Quantise(),
+        Golden(),
+        MeasureFlat(),
+        Validate(bars=choice.hold(COMPACT)),
+        *measured(choice, projection),
+        Package("compact", projection, test=choice.test is not None, compared="default"),
+        Zip(),
     )
 
 
@@ -111,7 +150,8 @@ def seed(choice: Choice) -> Sequence[Step]:
         MeasureFlat(dynamic=False),
         Reference(projection, dynamic=False, images=choice.images),
         Validate(bars=choice.hold(Bars())),
-        Package("seed", projection, dynamic=False),
+        *measured(choice, projection, dynamic=False),
+        Package("seed", projection, dynamic=False, test=choice.test is not None),
     )
 
 
@@ -125,12 +165,29 @@ def unquantised(choice: Choice) -> Sequence[Step]:
         MeasureFlat(graphs),
         Reference(projection, images=choice.images),
         Validate(graphs, bars=choice.hold(Bars(token_cosine_min=0.9999))),
-        Package("float", projection, graphs),
+        *measured(choice, projection, graphs),
+        Package("float", projection, graphs, test=choice.test is not None),
+    )
+
+
+def measured(
+    choice: Choice,
+    projection: Projection,
+    graphs: Artifact = Artifact.QUANTISED_GRAPHS,
+    dynamic: bool = True,
+) -> Sequence[Step]:
+    """The finished model on the test set, if that was chosen: no bar is held against it."""
+    if choice.test is None:
+        return ()
+    return (
+        Reference(projection, dynamic, test=choice.test),
+        Validate(graphs, report=Artifact.TEST_REPORT, test=choice.test),
     )
 
 
 RECIPES: dict[str, Callable[[Choice], Sequence[Step]]] = {
     "default": default,
+    "compact": compact,
     "seed": seed,
     "float": unquantised,
 }

@@ -44,13 +44,17 @@ class VisionEncoderWrapper(nn.Module):
 
     def project(self, patches: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
         """[n, rows * columns, vision_hidden] to the three outputs."""
+        projected = self.pool(patches, rows, columns) @ self.projection
+        return projected, scores(projected), projected.mean(dim=1)
+
+    def pool(self, patches: Tensor, rows: int, columns: int) -> Tensor:
+        """[n, rows * columns, vision_hidden] to the 256 tokens that are projected."""
         down, across = rows // GRID, columns // GRID
         blocks = patches.reshape(-1, GRID, down, GRID, across, patches.shape[-1])
         tokens = blocks.mean(dim=(2, 4)).reshape(-1, TOKENS, patches.shape[-1])
         if self.norm is not None:
             tokens = self.norm(tokens)
-        projected = tokens @ self.projection
-        return projected, scores(projected), projected.mean(dim=1)
+        return tokens
 
 
 def scores(projected: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from build import images
 from build.artifacts import Artifact, Inputs, Projection, read_geometry, write_outputs
 from build.reference import load
+from build.testset import Unseen
 from sidecar.job import OUTPUTS
 
 
@@ -16,15 +17,20 @@ from sidecar.job import OUTPUTS
 class Reference:
     """Reads CHECKPOINT, writes REFERENCE: the model's outputs in FP32, each image once per size.
 
-    Nothing in it depends on how a recipe quantises: recipes of one checkpoint share it.
+    Nothing in it depends on how a recipe quantises: recipes of one checkpoint share it. With
+    `test`, its images in place of `images`, and TEST_REFERENCE.
     """
 
     projection: Projection = "projector"
     dynamic: bool = True  # at half the native size too
     images: tuple[str, ...] = images.VALIDATION
+    test: Unseen | None = None
 
     reads: ClassVar = (Artifact.CHECKPOINT,)
-    writes: ClassVar = Artifact.REFERENCE
+
+    @property
+    def writes(self) -> Artifact:
+        return Artifact.TEST_REFERENCE if self.test else Artifact.REFERENCE
 
     def __call__(self, inputs: Inputs, out: Path) -> None:
         shape = read_geometry(inputs[Artifact.CHECKPOINT])
@@ -32,7 +38,9 @@ class Reference:
         sides = [shape.native]
         if self.dynamic and shape.native % (2 * shape.step) == 0:
             sides.insert(0, shape.native // 2)
-        pictures = {name: images.bundled(name) for name in self.images}
+        pictures = (
+            self.test.load() if self.test else {name: images.bundled(name) for name in self.images}
+        )
         for side in sides:
             outputs = {}
             for name, rgb in inputs.progress(pictures.items(), f"images at {side} pixels, float"):

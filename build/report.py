@@ -14,6 +14,7 @@ from typing import Any
 from build import plots
 
 REPORT = "report.json"
+GRAPHS = {"plain": "", "kernels": ", custom ops"}  # what a row says, by the report's name
 COLUMNS = {
     "token cosine mean": "token_cosine_mean",
     "1 %": "token_cosine_p1",
@@ -28,25 +29,60 @@ COLUMNS = {
 
 
 def table(reports: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a row for each graph and resolution, and what the figures depend on."""
-    head = ["recipe, pixels", *COLUMNS, "MB"]
-    rows = [row for report in reports for row in _rows(report)]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    text = "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)
+    """Markdown: a row for each graph and resolution, and what the figures depend on.
+
+    A second table, where a report has figures of it, is of the test set. Below each: whose
+    neighbours changed.
+    """
+    whole = [other for report in reports for other in _with_compared(report)]
+    parts = [_table(whole), _changes(whole)]
+    tested = [{**report, **report["test"]} for report in reports if "test" in report]
+    if tested:
+        count = len(tested[0]["images"])
+        parts += [f"The test set, {count} images that decided nothing:", _table(tested)]
+        parts += [_changes(tested)]
     notes = dict.fromkeys(_circumstances(report) for report in reports)
-    return "\n\n".join([text, *notes])
+    return "\n\n".join(part for part in (*parts, *notes) if part)
+
+
+def _with_compared(report: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The report of the recipe that this one was compared with, if any, and the report."""
+    if "compared" in report:
+        yield {**report, "zip": None, **report["compared"]}
+    yield report
+
+
+def _table(reports: Sequence[Mapping[str, Any]]) -> str:
+    head = ["recipe, pixels", *COLUMNS, "MB", "zip MB"]
+    rows = dict.fromkeys(tuple(row) for report in reports for row in _rows(report))
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)
+
+
+def _changes(reports: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each image whose nearest neighbour changed, and by how much the old one led."""
+    lines = dict.fromkeys(
+        f"- `{report['recipe']}`, {side}{GRAPHS[graph]}: {change['image']}, from "
+        f"{change['before']} to {change['after']}, which it had led by {change['lead']:.4f}"
+        for report in reports
+        for graph, by_side in report["changed_neighbours"].items()
+        for side, changes in by_side.items()
+        for change in changes
+    )
+    return "\n".join(("Neighbours that changed:", "", *lines)) if lines else ""
 
 
 def _rows(report: Mapping[str, Any]) -> Iterator[list[str]]:
     size = f"{report['bytes']['model'] / 1e6:.1f}"
+    zipped = f"{report['zip']['bytes'] / 1e6:.1f}" if report.get("zip") else ""
     for graph, resolutions in (
-        ("", report["resolutions"]),
-        (", custom ops", report["kernels"]["resolutions"]),
+        (GRAPHS["plain"], report["resolutions"]),
+        (GRAPHS["kernels"], report["kernels"]["resolutions"]),
     ):
         for side, figures in resolutions.items():
             values = (figures[name]["value"] for name in COLUMNS.values())
             label = f"`{report['recipe']}`, {side}{graph}"
-            yield [label, *(f"{value:.4f}" for value in values), size]
+            yield [label, *(f"{value:.4f}" for value in values), size, zipped]
 
 
 def _circumstances(report: Mapping[str, Any]) -> str:

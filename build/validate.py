@@ -5,7 +5,6 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from build import images
 from build.artifacts import (
@@ -22,6 +21,7 @@ from build.artifacts import (
     size,
 )
 from build.metrics import Change, Figure, NotFinite, changes, compare, plots
+from build.testset import Unseen
 from sidecar import custom_ops
 from sidecar.custom_ops import CustomOpsUnavailable
 from sidecar.session import Session, saturates
@@ -44,26 +44,35 @@ class Bars:
 
 @dataclass(frozen=True)
 class Validate:
-    """Reads CHECKPOINT, FLOAT_GRAPH, REFERENCE and `graphs`, writes REPORT.
+    """Reads CHECKPOINT, FLOAT_GRAPH, REFERENCE and `graphs`, writes `report`.
 
     It measures the plain graph and, where this machine runs it, the fastest with custom ops, on the
-    images of REFERENCE and at its sizes.
+    images of REFERENCE and at its sizes. With `test`, on those of TEST_REFERENCE.
     """
 
     graphs: Artifact = Artifact.QUANTISED_GRAPHS
     bars: Bars = field(default_factory=Bars)
+    report: Artifact = Artifact.REPORT
+    test: Unseen | None = None
 
-    writes: ClassVar = Artifact.REPORT
+    @property
+    def writes(self) -> Artifact:
+        return self.report
 
     @property
     def reads(self) -> tuple[Artifact, ...]:
-        needed = (Artifact.CHECKPOINT, Artifact.FLOAT_GRAPH, Artifact.REFERENCE, self.graphs)
+        needed = (Artifact.CHECKPOINT, Artifact.FLOAT_GRAPH, self.reference, self.graphs)
         return tuple(dict.fromkeys(needed))
+
+    @property
+    def reference(self) -> Artifact:
+        return Artifact.TEST_REFERENCE if self.test else Artifact.REFERENCE
 
     def __call__(self, inputs: Inputs, out: Path) -> None:
         graph = plain_graph(inputs[self.graphs])
         how = read_geometry(inputs[Artifact.CHECKPOINT]).normalisation
-        reference = read_outputs(inputs[Artifact.REFERENCE])
+        reference = read_outputs(inputs[self.reference])
+        picture = self.test.load().__getitem__ if self.test else images.bundled
         sessions = {"plain": Session(graph)}
         try:
             fastest, kernels = best_graph(inputs[self.graphs])
@@ -76,7 +85,7 @@ class Validate:
         for side, expected in reference.items():
             actual: dict[str, Outputs] = {name: {} for name in sessions}
             for name in inputs.progress(expected, f"images at {side} pixels"):
-                pixels = images.pixel_values(images.bundled(name), side, side, how)
+                pixels = images.pixel_values(picture(name), side, side, how)
                 for engine, session in sessions.items():
                     actual[engine][name] = session.run(pixels)
             for engine, outputs in actual.items():

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import subprocess
 from collections import Counter
+from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,8 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from build import report
-from build.__main__ import build, main, place
+from build import report, testset
+from build.__main__ import ROOT, build, main, place, zip_of
 from build.artifacts import CUSTOM_OP_GRAPHS, Artifact, BuildError
 from build.checkpoint import locate
 from build.images import VALIDATION
@@ -85,12 +88,13 @@ def test_one_float_graph_runs_every_size_as_the_reference_does(
         assert np.abs(found[name] - expected.numpy()).max() < 1e-4 * expected.abs().max()
 
 
+@pytest.mark.parametrize("recipe", ["default", "compact"])
 @pytest.mark.parametrize("size", SIZES)
 def test_the_quantised_graph_runs_every_size_close_to_the_reference(
-    built: dict[str, Path], reference: VisionEncoderWrapper, size: tuple[int, int]
+    built: dict[str, Path], reference: VisionEncoderWrapper, size: tuple[int, int], recipe: str
 ) -> None:
     x = pixels(3, *size)
-    found = session(built["default"]).run(x)[OUTPUTS[0]]
+    found = session(built[recipe]).run(x)[OUTPUTS[0]]
     with torch.inference_mode():
         expected = reference(torch.from_numpy(x))[0].numpy()
     cosine = (found * expected).sum(-1) / (
@@ -156,10 +160,64 @@ def test_building_again_gives_the_same_bytes(
     built: dict[str, Path], checkpoint: Path, tmp_path: Path
 ) -> None:
     few = Choice(no_bars=True, images=VALIDATION[:2])
-    for recipe in ("default", "seed"):
+    for recipe in ("compact", "seed"):
         build(str(checkpoint), tmp_path / recipe, recipe, few, work=tmp_path / "w")
         again, first = model_files.load(tmp_path / recipe), model_files.load(built[recipe])
         assert again.files == first.files
+    assert (tmp_path / "compact.zip").read_bytes() == zip_of(built["compact"]).read_bytes()
+
+
+NODE = """
+const fs = require('node:fs');
+const [file, out] = process.argv.slice(1);
+for (const [name, bytes] of Object.entries(require('fflate').unzipSync(fs.readFileSync(file))))
+  fs.writeFileSync(`${out}/${name}`, bytes);
+"""  # as `fetchModel` of the bridge, which reads it as a stream
+UNPACKERS: dict[str, Callable[[Path, Path], object]] = {
+    "python": lambda file, out: shutil.unpack_archive(file, out),
+    "unzip": lambda file, out: subprocess.run(["unzip", "-q", file, "-d", out], check=True),
+    "node": lambda file, out: subprocess.run(
+        ["node", "-e", NODE, file, out], cwd=ROOT / "electron_bridge", check=True
+    ),
+}
+
+
+@pytest.mark.parametrize("program", UNPACKERS)
+def test_the_zip_file_of_compact_is_the_model_directory(
+    built: dict[str, Path], tmp_path: Path, program: str
+) -> None:
+    if not shutil.which(program):
+        pytest.skip(f"{program} is not here")
+    UNPACKERS[program](zip_of(built["compact"]), tmp_path)
+    described = model_files.load(tmp_path)  # checks every size and hash
+    assert described == model_files.load(built["compact"])
+    assert {file.name for file in tmp_path.iterdir()} == {*described.files, "manifest.json"}
+    for file in tmp_path.iterdir():
+        assert file.read_bytes() == (built["compact"] / file.name).read_bytes()
+
+
+def test_the_report_of_compact_tells_of_its_zip_file_and_of_default(built: dict[str, Path]) -> None:
+    told = json.loads((built["compact"] / "report.json").read_text())
+    content = zip_of(built["compact"]).read_bytes()
+    assert told["zip"]["bytes"] == len(content)
+    assert told["zip"]["sha256"] == sha256(content).hexdigest()
+    assert 0 < told["zip"]["entropy"] < 8
+    assert told["compared"]["recipe"] == "default"
+    assert told["compared"]["resolutions"].keys() == told["resolutions"].keys()
+    rows = [line.split("|")[1].strip() for line in report.table([told]).splitlines()[2:6]]
+    assert rows[:2] == ["`default`, 224", "`default`, 448"]
+    assert not zip_of(built["default"]).exists()
+
+
+def test_a_zip_file_that_is_no_model_is_left_alone(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.zip").write_text("mine")
+    arguments = [str(checkpoint), "--out", str(tmp_path / "model"), "--recipe", "compact"]
+    assert main(arguments) == 1
+    assert "model.zip is not the zip file of a model" in capsys.readouterr().err
+    assert (tmp_path / "model.zip").read_text() == "mine"
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_second_build_of_the_same_is_known_to_be_up_to_date(
@@ -267,6 +325,7 @@ def test_reports_become_one_table(
 ) -> None:
     assert report.main([str(built["seed"]), str(built["default"])]) == 0
     table, notes = capsys.readouterr().out.strip().split("\n\n", 1)
+    assert table.startswith("| recipe, pixels")
     head, _, *rows = (line.strip("| ").split(" | ") for line in table.splitlines())
     assert [row[0] for row in rows][:3] == ["`seed`, 448", "`default`, 224", "`default`, 448"]
     figures = json.loads((built["seed"] / "report.json").read_text())["resolutions"]["448"]
@@ -276,3 +335,32 @@ def test_reports_become_one_table(
     assert "`projector`" in notes
     assert report.main([str(tmp_path)]) == 1
     assert "expected a model directory" in capsys.readouterr().err
+
+
+def test_the_test_set_is_the_last_table_and_decides_nothing(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few = dict(list(testset.IMAGES.items())[:3])
+    monkeypatch.setattr(testset, "IMAGES", few)
+    choice = Choice(images=VALIDATION[:2], test=testset.Unseen.here())
+    # Random weights move the neighbours of unseen images as they like: no bar is held against it.
+    build(str(checkpoint), tmp_path / "float", "float", choice, work=tmp_path / "work")
+    told = json.loads((tmp_path / "float" / "report.json").read_text())
+    assert told["images"] == sorted(VALIDATION[:2])
+    assert told["test"]["images"] == sorted(few)
+    assert "The test set, 3 images that decided nothing:" in report.table([told])
+    last = [part for part in report.table([told]).split("\n\n") if part.startswith("| recipe")][-1]
+    value = told["test"]["resolutions"]["448"]["pooled_cosine_min"]["value"]
+    assert f"{value:.4f}" in last
+
+
+def test_each_neighbour_that_changed_is_told_with_its_lead(built: dict[str, Path]) -> None:
+    told = json.loads((built["default"] / "report.json").read_text())
+    change = {"image": "a.png", "before": "b.png", "after": "c.png", "lead": 0.00123}
+    told["changed_neighbours"] = {"plain": {"448": [change]}, "kernels": {"448": [change]}}
+    text = report.table([told])
+    line = "a.png, from b.png to c.png, which it had led by 0.0012"
+    assert f"- `default`, 448: {line}" in text
+    assert f"- `default`, 448, custom ops: {line}" in text

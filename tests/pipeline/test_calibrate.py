@@ -23,7 +23,7 @@ from build.calibrate import (
     smoothing,
     symmetric,
 )
-from build.gptq import factorise, gptq, hessian, inverse_cholesky
+from build.gptq import factorise, gptq, hessian, inverse_cholesky, nearest, thrifty
 from tests import tiny
 
 
@@ -68,6 +68,36 @@ def test_the_inverse_cholesky_factor_multiplies_to_the_inverse() -> None:
     u = inverse_cholesky(h)
     assert u[1, 0] == 0
     assert torch.allclose(u.T @ u, torch.linalg.inv(h))
+
+
+def test_the_spread_of_a_channel_is_what_the_others_do_not_explain() -> None:
+    # x1 has a variance of 4; of x2's variance of 2, x1 explains 2 * 2 / 4 = 1.
+    h = torch.tensor([[4.0, 2.0], [2.0, 2.0]]).double()
+    assert factorise(h, percdamp=0).spread.tolist() == pytest.approx([2**0.5, 2**0.5])
+    assert factorise(h.diagonal().diag(), percdamp=0).spread.tolist() == pytest.approx([2, 2**0.5])
+
+
+def test_thrifty_rounding_costs_little_error_and_saves_bits() -> None:
+    weight = torch.randn(64, 2048, generator=torch.Generator().manual_seed(0))
+    near = torch.stack([nearest(i, row) for i, row in enumerate(weight)])
+    rounded = thrifty(weight, price=1.0)
+    cheap = torch.stack([rounded(i, row) for i, row in enumerate(weight)])
+    assert (cheap.abs() <= near.abs()).all()
+    assert ((cheap - near).abs() <= 1).all()
+    saved = entropy(near) - entropy(cheap)
+    lost = (cheap - weight).square().mean() / (near - weight).square().mean()
+    assert saved > 0.05
+    # A coarser step that saves as many bits would lose 4 ** saved, at least.
+    assert lost < 4**saved
+    free = thrifty(weight, price=0.0)
+    assert torch.stack([free(i, row) for i, row in enumerate(weight)]).equal(near)
+
+
+def entropy(integers: Tensor) -> float:
+    """Bits an integer, in one table."""
+    p = torch.bincount((integers + 128).long().flatten()).double() / integers.numel()
+    p = p[p > 0]
+    return float(-(p * p.log2()).sum())
 
 
 def test_smoothing_by_hand() -> None:
@@ -190,7 +220,7 @@ def test_a_layer_is_quantised_through_its_own_forward(layer: torch.nn.Module) ->
     x = hidden()
     before = copy.deepcopy(layer.state_dict())
     with torch.inference_mode():
-        exact, actual, quantised = Calibrate().layer(layer, x, x)
+        exact, actual, quantised = Calibrate().layer(layer, "layer", x, x)
         assert exact.tokens.equal(run(layer, x).tokens)  # no hook is left
     assert quantised.keys() == {name for group in GROUPS for name in group.layers}
     lost = (actual.tokens - exact.tokens).square().mean()
@@ -202,7 +232,7 @@ def test_the_plan_computes_what_the_calibration_saw(layer: torch.nn.Module) -> N
     """With the plan's weights and folded smoothing, the layer gives the same in float."""
     x = hidden()
     with torch.inference_mode():
-        _, actual, quantised = Calibrate(alphas=(0.5,)).layer(layer, x, x)
+        _, actual, quantised = Calibrate(alphas=(0.5,)).layer(layer, "layer", x, x)
         linears, folded = fold(layer, quantised, "layer")
         planned = copy.deepcopy(layer)
         for name, array in folded.items():
@@ -223,7 +253,7 @@ def test_the_plan_computes_what_the_calibration_saw(layer: torch.nn.Module) -> N
 def test_a_plan_is_read_as_it_was_written(layer: torch.nn.Module, tmp_path: Path) -> None:
     x = hidden()
     with torch.inference_mode():
-        _, _, quantised = Calibrate().layer(layer, x, x)
+        _, _, quantised = Calibrate().layer(layer, "layer", x, x)
         linears, folded = fold(layer, quantised, "layer")
     plan = Plan(tuple(linears), folded)
     write_plan(plan, tmp_path)

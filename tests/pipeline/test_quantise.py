@@ -209,9 +209,9 @@ def test_graphs_over_one_set_of_weights_must_agree_in_them(tmp_path: Path) -> No
 
 
 def test_symmetric_integers_by_hand() -> None:
-    integers, scale = symmetric(np.array([[1.27, 0], [-0.635, 0]], np.float32), axis=1)
-    assert integers.tolist() == [[127, 0], [-64, 0]]  # -63.5 rounds to even
-    assert scale.tolist() == [[pytest.approx(0.01), 1]]
+    table = symmetric(np.array([[1.27, 0], [-0.635, 0]], np.float32), axis=1)
+    assert table.integers.tolist() == [[127, 0], [-64, 0]]  # -63.5 rounds to even
+    assert table.scale.tolist() == [[pytest.approx(0.01), 1]]
 
 
 def vector(*values: float) -> NDArray[np.float32]:

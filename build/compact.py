@@ -1,0 +1,163 @@
+"""Calibration for weights that compress: the same graphs as `default`, integers of less entropy.
+
+Rate-distortion GPTQ: one step size for the whole model, spent where it buys most, and a price on
+the code length of each integer. Each layer is first refitted to undo what the layers before it
+lost. Only what differs from `calibrate.py` lives here.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from build.artifacts import POSITIONS, PROJECTION, Projection, Scheme, Table
+from build.calibrate import Calibrate, Importance, Packed, Simulated, Site, mean, pack
+from build.gptq import factorise, gptq, hessian, thrifty
+from build.reference import VisionEncoderWrapper
+
+UNIT = 2e-3  # of `rate_step`
+PROBES = 16  # views that the importances come from
+TOGETHER = 2  # views in one backward pass
+COMMON = (
+    0.5  # how much an error counts that all tokens of an image share: it moves the pooled vector
+)
+EVERY = 1  # of so many tokens one counts
+
+
+@dataclass(frozen=True)
+class Compact(Calibrate):
+    """Reads CHECKPOINT, writes PLAN, with integers that a Huffman code stores in about 4 bits.
+
+    `rate_step` is the one knob, lambda: the quantisation step relative to what the output of the
+    model tolerates. Twice of it saves a bit a weight.
+    """
+
+    rate_step: float = 0.6
+    price: float = 0.5  # of `thrifty`
+    percdamp: float = 0.1
+    ridge: float = 0.3  # of the refit, relative to each channel's own variance
+    projection: Projection = "projector"
+    position: float = 16.0  # of the positions' step: an error in one reaches one token of them all
+
+    def importance(self, encoder: VisionEncoderWrapper, pixels: Tensor) -> Importance:
+        """By linear layer: the mean square of the gradient of the model's output, [out].
+
+        The output is each token's direction; random weights on it stand for all of it.
+        """
+        random = torch.Generator().manual_seed(self.seed)
+        squares: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            return lambda _module, _arguments, output: outputs.update({name: output})
+
+        handles = [
+            module.register_forward_hook(keep(name))
+            for name, module in encoder.named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+        handles.append(encoder.tower.embeddings.register_forward_hook(keep(POSITIONS)))
+        parts = pixels[:PROBES].split(TOGETHER)
+        for part in parts:
+            with torch.enable_grad():
+                projected, _, _ = encoder(part.clone().requires_grad_())
+                outputs[PROJECTION] = projected
+                direction = nn.functional.normalize(projected, dim=-1)
+                weight = torch.randn(direction.shape, generator=random)
+                shared = (direction.shape[0], 1, direction.shape[2])
+                weight += COMMON * torch.randn(shared, generator=random)
+                gradients = torch.autograd.grad((direction * weight).sum(), list(outputs.values()))
+            for name, gradient in zip(outputs, gradients, strict=True):
+                square = gradient.flatten(0, -2).square().sum(0).double()
+                squares[name] = squares.get(name, torch.zeros(())) + square
+            outputs.clear()
+        for handle in handles:
+            handle.remove()
+        return {name: square / len(pixels[:PROBES]) for name, square in squares.items()}
+
+    def quantise(self, site: Site) -> list[Simulated]:
+        """A group's layers in integers that compress."""
+        whole = self.compress(site)
+        whole.scheme, whole.error = self.compare(site.actual, site.weight, {None: whole.smoothing})
+        lost = mean(site.exact) @ site.weight.double()
+        lost -= mean(whole.input(site.actual)) @ whole.weight.double()
+        if site.gap is not None:
+            lost += mean(site.gap)
+        return site.split(whole, lost)
+
+    def compress(self, site: Site, smooth: bool = True) -> Simulated:
+        """A group's layers in integers that compress; their activations stay in float.
+
+        With `smooth`, an input's step follows its spread; else all inputs of an output share one.
+        """
+        h = hessian(site.actual.tokens[:, ::EVERY])
+        spread = factorise(h, self.percdamp).spread
+        typical = spread.log().mean().exp()
+        s = (spread / typical).float() if smooth else torch.ones(len(h))
+        tolerated = torch.cat([g.clamp(min=1e-3 * g.mean()) for g in site.importance]).rsqrt()
+        step = (self.rate_step * UNIT * tolerated / typical).float()
+        smoothed = refit(site, self.ridge) * s[:, None]
+        scale = torch.maximum(step, smoothed.abs().amax(dim=0) / 127)  # int8 must hold the largest
+        target = smoothed / scale
+        factor = factorise(h / torch.outer(s, s), self.percdamp)
+        integers = gptq(target, factor, thrifty(target, self.price))
+        return Simulated(integers, scale, s, Scheme("float", None))
+
+    def tables(
+        self, encoder: VisionEncoderWrapper, exact: Packed, actual: Packed, importance: Importance
+    ) -> dict[str, Table]:
+        """The positions and the projection in integers that compress."""
+
+        def pooled(last: Packed) -> Packed:
+            batches = []
+            for batch in last.unpack():
+                side = math.isqrt(batch.shape[1])
+                batches.append(encoder.pool(encoder.tower.post_layernorm(batch), side, side))
+            return pack(batches)
+
+        inputs, outputs = encoder.projection.shape
+        module = nn.Linear(inputs, outputs, bias=False)
+        module.weight = nn.Parameter(encoder.projection.T, requires_grad=False)
+        site = Site(
+            (module,), pooled(exact).tokens, pooled(actual), None, (importance[PROJECTION],)
+        )
+        projection = self.compress(site, smooth=False)
+        positions = encoder.tower.embeddings.position_embedding.weight  # [patches, hidden]
+        g = importance[POSITIONS]
+        step = (
+            self.rate_step * UNIT * self.position * g.clamp(min=1e-3 * g.mean()).rsqrt()
+        ).float()
+        scale = torch.maximum(step, positions.abs().amax(dim=0) / 127)
+        target = positions / scale
+        rounded = thrifty(target, self.price)
+        integers = torch.stack([rounded(patch, row) for patch, row in enumerate(target)])
+        return {
+            PROJECTION: table(projection.integers, projection.scale[None]),
+            POSITIONS: table(integers.T, scale[:, None]),
+        }
+
+
+def table(integers: Tensor, scale: Tensor) -> Table:
+    """As the plan holds it."""
+    return Table(integers.to(torch.int8).contiguous().numpy(), scale.contiguous().numpy())
+
+
+def refit(site: Site, ridge: float) -> Tensor:
+    """Weights [in, out] that give, for the actual input, what the float ones give for theirs.
+
+    And, for layers that add to the residual stream, what it lost so far, as far as a linear map of
+    the input can. A ridge regression; means are left to the biases.
+    """
+    weight = site.weight
+    a, e = site.actual.tokens[0, ::EVERY], site.exact[0, ::EVERY]
+    y = (e - a) @ weight
+    if site.gap is not None:
+        y = y + site.gap[0, ::EVERY]
+    a, y = a - a.mean(dim=0), y - y.mean(dim=0)
+    cross, square = (a.T @ y).double() / len(a), (a.T @ a).double() / len(a)
+    own = square.diagonal()
+    square = square + (ridge * own + 1e-3 * own.mean() + 1e-30).diag()
+    fitted: Tensor = weight + torch.linalg.solve(square, cross).float()
+    return fitted
