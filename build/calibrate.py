@@ -232,7 +232,9 @@ class Calibrate:
         outputs, and the quantised linear layers by name.
         """
         twin = copy.deepcopy(layer)
-        with recorded(layer) as before:
+        inputs = [group.layers[0] for group in GROUPS]
+        streams = sorted({group.residual for group in GROUPS if group.residual})
+        with recorded(layer, inputs + streams) as before:
             exact = run(layer, exact)
 
         def quantise(group: Group, x: Packed) -> dict[str, Simulated]:
@@ -246,7 +248,7 @@ class Calibrate:
             )
             return dict(zip(group.layers, self.quantise(site), strict=True))
 
-        with recorded(twin) as now, replaced(twin, actual.sizes, quantise) as quantised:
+        with recorded(twin, streams) as now, replaced(twin, actual.sizes, quantise) as quantised:
             actual = run(twin, actual)
         return exact, actual, quantised
 
@@ -379,14 +381,13 @@ def _embed(tower: Any, pixels: Tensor) -> Tensor:
 
 
 @contextmanager
-def recorded(layer: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """While inside: the inputs of GROUPS, by first layer, and the residual streams they add to."""
+def recorded(layer: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """While inside: the inputs of the modules of these names, once `layer` ran."""
     inputs: dict[str, Tensor] = {}
 
     def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, arguments: inputs.update({name: arguments[0]})
 
-    names = {name for group in GROUPS for name in (group.layers[0], group.residual) if name}
     handles = [layer.get_submodule(name).register_forward_pre_hook(record(name)) for name in names]
     try:
         yield inputs

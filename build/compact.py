@@ -17,13 +17,13 @@ from build.calibrate import Calibrate, Importance, Packed, Simulated, Site, mean
 from build.gptq import factorise, gptq, hessian, thrifty
 from build.reference import VisionEncoderWrapper
 
+CHUNK = 4096  # tokens at once, which bounds the memory
 UNIT = 2e-3  # of `rate_step`
 PROBES = 16  # views that the importances come from
 TOGETHER = 2  # views in one backward pass
 COMMON = (
     0.5  # how much an error counts that all tokens of an image share: it moves the pooled vector
 )
-EVERY = 1  # of so many tokens one counts
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Compact(Calibrate):
 
     rate_step: float = 0.6
     price: float = 0.5  # of `thrifty`
-    percdamp: float = 0.1
+    percdamp: float = 0.05
     ridge: float = 0.3  # of the refit, relative to each channel's own variance
     projection: Projection = "projector"
     position: float = 16.0  # of the positions' step: an error in one reaches one token of them all
@@ -92,13 +92,13 @@ class Compact(Calibrate):
 
         With `smooth`, an input's step follows its spread; else all inputs of an output share one.
         """
-        h = hessian(site.actual.tokens[:, ::EVERY])
+        h = hessian(site.actual.tokens)
         spread = factorise(h, self.percdamp).spread
         typical = spread.log().mean().exp()
         s = (spread / typical).float() if smooth else torch.ones(len(h))
         tolerated = torch.cat([g.clamp(min=1e-3 * g.mean()) for g in site.importance]).rsqrt()
         step = (self.rate_step * UNIT * tolerated / typical).float()
-        smoothed = refit(site, self.ridge) * s[:, None]
+        smoothed = refit(site, h, self.ridge) * s[:, None]
         scale = torch.maximum(step, smoothed.abs().amax(dim=0) / 127)  # int8 must hold the largest
         target = smoothed / scale
         factor = factorise(h / torch.outer(s, s), self.percdamp)
@@ -144,20 +144,28 @@ def table(integers: Tensor, scale: Tensor) -> Table:
     return Table(integers.to(torch.int8).contiguous().numpy(), scale.contiguous().numpy())
 
 
-def refit(site: Site, ridge: float) -> Tensor:
+def refit(site: Site, h: Tensor, ridge: float) -> Tensor:
     """Weights [in, out] that give, for the actual input, what the float ones give for theirs.
 
     And, for layers that add to the residual stream, what it lost so far, as far as a linear map of
-    the input can. A ridge regression; means are left to the biases.
+    the input can. A ridge regression with the input's `h` [in, in]; means are left to the biases.
     """
     weight = site.weight
-    a, e = site.actual.tokens[0, ::EVERY], site.exact[0, ::EVERY]
-    y = (e - a) @ weight
-    if site.gap is not None:
-        y = y + site.gap[0, ::EVERY]
-    a, y = a - a.mean(dim=0), y - y.mean(dim=0)
-    cross, square = (a.T @ y).double() / len(a), (a.T @ a).double() / len(a)
-    own = square.diagonal()
+    x, exact = site.actual.tokens[0], site.exact[0]
+    middle = x.mean(dim=0)
+    wide = len(weight) < weight.shape[1]  # which of two equal products is the cheaper one
+    cross = torch.zeros(len(weight), len(weight) if wide else weight.shape[1])
+    gap = torch.zeros_like(weight)
+    for start in range(0, len(x), CHUNK):
+        part = slice(start, start + CHUNK)
+        centred = (x[part] - middle).T
+        drift = exact[part] - x[part]
+        cross += centred @ (drift if wide else drift @ weight)
+        if site.gap is not None:
+            gap += centred @ site.gap[0, part]
+    cross = (cross @ weight if wide else cross) + gap
+    square = h - torch.outer(middle, middle).double()
+    own = square.diagonal().clamp(min=0)
     square = square + (ridge * own + 1e-3 * own.mean() + 1e-30).diag()
-    fitted: Tensor = weight + torch.linalg.solve(square, cross).float()
+    fitted: Tensor = weight + torch.linalg.solve(square, cross.double() / len(x)).float()
     return fitted

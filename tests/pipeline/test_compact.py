@@ -7,6 +7,7 @@ from torch import nn
 from build.artifacts import POSITIONS, PROJECTION, Plan
 from build.calibrate import PACKED, Calibrate, Site, fold, pack
 from build.compact import Compact, refit
+from build.gptq import hessian
 from build.package import entropy
 from build.reference import VisionEncoderWrapper
 from tests import tiny
@@ -26,7 +27,9 @@ def test_a_refit_undoes_what_a_linear_map_did_to_the_input() -> None:
     drift = torch.eye(16) + 0.1 * torch.randn(16, 16, generator=torch.Generator().manual_seed(1))
     site = Site((module,), exact, pack([exact @ drift]), None)
     before = (exact - exact @ drift) @ site.weight
-    after = exact @ site.weight - (exact @ drift) @ refit(site, ridge=1e-6)
+    after = exact @ site.weight - (exact @ drift) @ refit(
+        site, hessian(site.actual.tokens), ridge=1e-6
+    )
     assert after.square().mean() < 1e-3 * before.square().mean()
 
 
@@ -34,13 +37,13 @@ def test_a_refit_fills_the_gap_of_the_residual_stream() -> None:
     module, x = linear(16, 8), tokens(0)
     gap = x @ torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
     site = Site((module,), x, pack([x]), gap)
-    left = gap - x @ (refit(site, ridge=1e-6) - site.weight)
+    left = gap - x @ (refit(site, hessian(site.actual.tokens), ridge=1e-6) - site.weight)
     assert left.square().mean() < 1e-3 * gap.square().mean()
 
 
 def test_without_drift_a_refit_changes_nothing() -> None:
     site = Site((linear(16, 8),), tokens(0), pack([tokens(0)]), None)
-    assert refit(site, ridge=0.3).equal(site.weight)
+    assert refit(site, hessian(site.actual.tokens), ridge=0.3).equal(site.weight)
 
 
 @pytest.fixture(scope="module")
