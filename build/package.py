@@ -176,7 +176,7 @@ def add(archive: zipfile.ZipFile, file: Path) -> None:
     with file.open("rb") as source, archive.open(entry, "w") as target:
         # Weights have no repetitions. Deflate finds some all the same, at a tenth more bytes.
         strategy = zlib.Z_HUFFMAN_ONLY if file.suffix == ".data" else zlib.Z_DEFAULT_STRATEGY
-        compressor = zlib.compressobj(9, zlib.DEFLATED, -15, zlib.DEF_MEM_LEVEL, strategy)
+        compressor = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
         stream: Any = target
         stream._compressor = compressor  # zipfile has no option for it; a test holds the size
         while chunk := source.read(1 << 20):
