@@ -23,6 +23,8 @@ const ends: Record<string, [number | null, string | null, string, boolean]> = {
     true,
   ],
   'a fail-fast on Windows': [0xc0000409, null, 'exit code 0xC0000409', true],
+  'the last exit code that a shell knows': [255, null, 'exit code 255', false],
+  'an exit code beyond it': [256, null, 'exit code 0x100', false],
   'a closed console on Windows': [0xc000013a, null, 'exit code 0xC000013A', false],
 };
 
@@ -323,4 +325,22 @@ test('a fatal line is final, unless it says that it may pass', async () => {
   assert.equal(await finals({ code: 'model.invalid', retryable: false }), true);
   assert.equal(await finals({ code: 'internal' }), false);
   assert.equal(await finals({ code: 'system.no_memory', retryable: true }), false);
+});
+
+test('what could not be spawned has no process, and nothing to end', async () => {
+  const kinds: string[] = [];
+  await new Promise<void>((resolve) => {
+    const program = { command: process.execPath, args: ['\0'], env: process.env };
+    const child = new Child(program, '', awakeClock, {
+      log: () => undefined,
+      event: ({ kind }) => {
+        kinds.push(kind);
+        if (kind === 'exited') resolve();
+      },
+    });
+    child.terminate();
+    child.kill();
+    assert.equal(child.pid, undefined);
+  });
+  assert.deepEqual(kinds, ['refused', 'exited']);
 });

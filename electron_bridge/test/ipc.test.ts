@@ -92,6 +92,61 @@ test('a page that is allowed gets its answer', async () => {
   assert.deepEqual(await vision.heatmap({ image }), { ok: true, value: Uint8Array.of(1) });
 });
 
+test('every option of a page reaches the sidecar, and a signal of ours', async () => {
+  const { ipc, asked } = setUp();
+  const encoding = { resolution: [224, 448], outputs: ['pooledEmbedding'], timeoutMs: 5 };
+  const drawing = { colormap: 'grey', alpha: 0.5, legend: false, resolution: 224, timeoutMs: 5 };
+  for (const [channel, options] of [
+    [CHANNELS.encode, encoding],
+    [CHANNELS.heatmap, drawing],
+  ] as const) {
+    const outcome = await ipc.invoke(channel, { image }, { ...options, token: 'a' });
+    assert.equal((outcome as { ok: boolean }).ok, true);
+    const [, given] = asked.at(-1) as [unknown, { signal: unknown }];
+    const { signal, ...rest } = given;
+    assert.ok(signal instanceof AbortSignal);
+    assert.deepEqual(rest, options);
+  }
+});
+
+test('a page sends pixel values with their shape, and raw pixels with their size', async () => {
+  const { ipc, asked } = setUp();
+  const most = 2 ** 32 - 1;
+  const inputs = [
+    { pixelValues: Float32Array.of(1), shape: [0, 1, 2, 3, 4, 5, 6, most] },
+    { rgb: image, width: 1, height: most },
+  ];
+  for (const input of inputs) await ipc.invoke(CHANNELS.encode, input, {});
+  assert.deepEqual(
+    asked.map(([input]) => input),
+    inputs,
+  );
+});
+
+test('as many bytes as a page may send are taken, and the longest token', async () => {
+  const { ipc, asked } = setUp({ maxBytes: 3 });
+  await ipc.invoke(CHANNELS.encode, { image }, { token: 'x'.repeat(128) });
+  assert.equal(asked.length, 1);
+});
+
+test('a call that was answered leaves its token and its slot', async () => {
+  const { vision } = setUp({ maxCalls: 1 });
+  for (let call = 0; call < 3; call += 1) {
+    assert.ok((await vision.encode({ image }, { token: 'a' })).ok);
+  }
+});
+
+test('a page cancels nothing by what is no token', async () => {
+  const { ipc, vision } = setUp({}, endless);
+  const call = vision.encode({ image });
+  await settled();
+  await ipc.invoke(CHANNELS.cancel, 1); // what a call without a token is kept under
+  const racing = await Promise.race([call, settled().then(() => 'in flight')]);
+  assert.equal(racing, 'in flight');
+  (ipc.sender as unknown as EventEmitter).emit('destroyed');
+  await call;
+});
+
 test('a page that is not allowed is told so, and the sidecar hears nothing', async () => {
   const { ipc, vision, asked } = setUp();
   ipc.frame = { url: 'https://example.org/', parent: null };
@@ -127,6 +182,17 @@ const refused: Record<string, [unknown, unknown, string]> = {
   'two inputs': [{ image, rgb: image }, {}, 'request.malformed'],
   'an array of numbers': [{ image: [1, 2] }, {}, 'request.malformed'],
   nothing: [undefined, {}, 'request.malformed'],
+  'a shape of nine sides': [
+    { pixelValues: new Float32Array(1), shape: Array(9).fill(1) },
+    {},
+    'request.malformed',
+  ],
+  'a shape that is text': [
+    { pixelValues: new Float32Array(1), shape: '1' },
+    {},
+    'request.malformed',
+  ],
+  'a side of 2 ** 32': [{ rgb: image, width: 2 ** 32, height: 1 }, {}, 'request.malformed'],
   'too many bytes': [{ image: new Uint8Array(11) }, {}, 'request.too_large'],
   'an unknown output': [{ image }, { outputs: ['secrets'] }, 'request.unsupported'],
   'the name of something inherited as an output': [
@@ -280,6 +346,7 @@ test('a bug of ours is told as such', async () => {
   const outcome = await vision.encode({ image });
   assert.ok(!outcome.ok);
   assert.equal(outcome.error.code, 'internal');
+  assert.equal(outcome.error.retryable, false);
   assert.doesNotMatch(outcome.error.message, /home/);
 });
 
@@ -396,6 +463,20 @@ test('a page changes only what the app lets it change', async () => {
   assert.deepEqual(opened, Array(2).fill({ path: 'own', readOnly: false }));
 });
 
+test('what a page asks of a collection comes with its options and a signal', async () => {
+  const { vision, asked } = withCollections();
+  const own = vision.collection('own');
+  await own.add({ image }, { id: 'a', metadata: { age: 71 }, resolution: 224 });
+  await own.remove('a');
+  await own.info();
+  const options = asked.map((args) => args.at(-1) as { signal: unknown });
+  assert.ok(options.every(({ signal }) => signal instanceof AbortSignal));
+  assert.deepEqual(
+    options.map(({ signal, ...rest }) => rest),
+    [{ id: 'a', metadata: { age: 71 }, resolution: 224 }, {}, {}],
+  );
+});
+
 test('a page gets no collection that it is not given, and names no file', async () => {
   const { ipc, vision, asked } = withCollections();
   for (const name of ['other', '/data/cases.db', 'toString', '__proto__', '']) {
@@ -434,7 +515,7 @@ test('a page that is not allowed gets no collection', async () => {
 });
 
 test('collections are looked at when the handlers are registered', () => {
-  for (const collections of [{ cases: {} }, { cases: { path: 5 } }, { cases: 'x' }, 'x']) {
+  for (const collections of [{ cases: {} }, { cases: { path: 5 } }, { cases: 'x' }, 'x', null]) {
     assert.throws(() => setUp({ collections: collections as never }), {
       code: 'request.malformed',
       message: /collections/,
@@ -460,5 +541,18 @@ test('what was registered can be taken away again', async () => {
   const outcome = await call;
   assert.equal(outcome.ok || outcome.error.code, 'request.cancelled');
   assert.equal(ipc.channels, 0);
+  assert.equal(sidecar.listenerCount('state'), 0);
+});
+
+test('a sidecar that starts after the handlers were taken away is not listened to', async () => {
+  let ready = (): void => undefined;
+  const { sidecar, dispose } = setUp({}, undefined, (sidecar) => {
+    return new Promise((resolve) => {
+      ready = () => resolve(sidecar);
+    });
+  });
+  dispose();
+  ready();
+  await settled();
   assert.equal(sidecar.listenerCount('state'), 0);
 });

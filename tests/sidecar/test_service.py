@@ -7,6 +7,7 @@ import threading
 import tracemalloc
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import msgpack
@@ -15,8 +16,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from PIL import Image
 
 from sidecar import __version__, protocol, service
+from sidecar.collection_ops import CollectionOps
 from sidecar.decoder import Picture
 from sidecar.encoder import Encoding, Prepared
 from sidecar.engine import Check, Choice, CustomOps
@@ -28,6 +31,7 @@ from sidecar.service import Service
 from sidecar.session import Run
 from sidecar.settings import Limits
 from tests import waiting
+from tests.attack.hostile_images import saved
 from tests.client import message
 from tests.sidecar import messages
 
@@ -307,6 +311,20 @@ def test_a_request_whose_handling_fails_is_answered_under_its_id(
     reply = talk.ask(op, 7, inputs, {"target": 1})
     assert (reply["id"], code(reply)) == (7, "internal")
     assert "secret" not in str(reply)
+    monkeypatch.undo()
+    assert talk.ask("stats", 8)["counts"] == {op: {"internal": 1}}
+
+
+def test_a_message_whose_reading_fails_is_answered_without_an_id(
+    talk: Conversation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(protocol, "decode", fail)
+    reply = talk.ask("hello", 7)
+    assert (reply["id"], code(reply)) == (None, "internal")
+    assert "a message could not be read" in caplog.messages
 
 
 @pytest.mark.parametrize(
@@ -429,6 +447,70 @@ def test_an_id_reused_while_its_cancelled_run_winds_down_is_answered_by_its_own_
         (8, "ok"),
         (7, "ok"),
     ]
+
+
+def test_the_end_answers_each_request_that_is_pending(talk: Conversation) -> None:
+    for id in (1, 2):
+        talk.send("encode", id, {"image": b"x"})
+    talk.service.end()
+    assert talk.finished == [None]
+    found = [(reply["id"], code(reply)) for reply in talk.replies]
+    assert found == [(1, "request.cancelled"), (2, "request.cancelled")]
+
+
+def test_a_cancel_tells_whether_there_was_anything_to_stop(talk: Conversation) -> None:
+    talk.send("encode", 1, {"image": b"x"})
+    for id, cancelled in ((2, True), (3, False)):
+        reply = talk.ask("cancel", id, params={"target": 1})
+        assert (code(reply), reply["cancelled"]) == ("ok", cancelled)
+
+
+def test_a_file_counts_with_the_pixels_that_it_holds() -> None:
+    talk = Conversation(limits=Limits(max_queue_bytes=10_000, max_pixels=300))
+    assert talk.ready.wait(PATIENCE)
+    page, larger = (saved(Image.new("RGB", (width, 20)), "PNG") for width in (15, 16))
+    talk.send("encode", 1, {"image": page})
+    assert talk.ask("stats", 2)["queue"] == {"requests": 1, "bytes": len(page) + 3 * 15 * 20}
+    assert code(talk.ask("encode", 3, {"image": larger})) == "image.too_large"
+
+
+class Shelf:
+    """Collections that keep what they are asked."""
+
+    any_open = False
+
+    def __init__(self) -> None:
+        self.performed: list[tuple[str, Any, bool]] = []
+
+    def open(self, request: Any) -> str:
+        return f"the file of {request.op}"
+
+    def perform(self, request: Any, collection: Any, encoding: Encoding | None) -> Any:
+        self.performed.append((request.op, collection, encoding is not None))
+        return {"matches": np.zeros(1, np.uint8)}, {"count": 7}
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_is_done_to_a_collection_gets_its_file_and_the_embeddings(
+    talk: Conversation,
+) -> None:
+    shelf = Shelf()
+    talk.service._collections = cast(CollectionOps, shelf)
+    params = {"collection": str(Path("cases").resolve()), "id": "a"}
+    talk.send("collection.add", 1, {"image": b"x"}, params)
+    talk.puppet.finish.set()
+    talk.send("collection.info", 2, params=params)
+    until(lambda: len(talk.replies) == 2)
+    assert shelf.performed == [
+        ("collection.add", "the file of collection.add", True),
+        ("collection.info", "the file of collection.info", False),
+    ]
+    added, info = talk.replies
+    assert [output["name"] for output in added["outputs"]] == ["pooled_embedding", "matches"]
+    assert (added["count"], added["model"], added["resolution"]) == (7, "d" * 64, [224, 224])
+    assert (info["count"], "model" in info) == (7, False)
 
 
 def test_draining_does_what_was_accepted_and_takes_no_more(talk: Conversation) -> None:
@@ -557,7 +639,7 @@ def test_a_good_reply_tells_the_model_the_resolution_and_the_times(
         2,
         preprocess_ms=1.00049,
         inference_ms=2.5,
-        drawing_ms=3.5,
+        drawing_ms=3.54,
         norms=((1.5, 2.5), (3.5, 4.5)),
         flat=(True, False),
     )
@@ -579,14 +661,14 @@ def test_a_good_reply_tells_the_model_the_resolution_and_the_times(
     assert (timing["preprocess_ms"], timing["inference_ms"], timing["drawing_ms"]) == (
         1.0,
         2.5,
-        3.5,
+        3.54,
     )
     assert 0 <= timing["queue_ms"] < PATIENCE * 1e3
     until(lambda: "answered" in caplog.messages)
     [line] = [record for record in caplog.records if record.getMessage() == "answered"]
     told = vars(line)
     assert (told["request"], told["op"], told["code"]) == (7, "encode", "ok")
-    assert (told["preprocess_ms"], told["inference_ms"]) == (1.0, 2.5)
+    assert (told["preprocess_ms"], told["inference_ms"], told["drawing_ms"]) == (1.0, 2.5, 3.5)
     assert told["total_ms"] >= told["queue_ms"]
     stats = talk.ask("stats", 8)
     assert stats["counts"] == {"encode": {"ok": 1}}
