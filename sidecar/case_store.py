@@ -39,6 +39,7 @@ from sidecar.errors import (
     CollectionUnreadable,
     SidecarError,
 )
+from sidecar.quantised import Codes
 
 APPLICATION_ID = 0x56534361  # "VSCa"
 SCHEMA_VERSION = 1
@@ -70,8 +71,10 @@ SETTINGS = (
     "cell_size_check=on",
 )
 
+PRECISIONS = {"int8": "<i1", "int16": "<i2"}
+
 _TABLES = {"about", "cases", "texts", "vectors", "regions", "early_regions", "arrays"}
-_ABOUT = ("model", "projection", "resolution", "dims", "salt")
+_ABOUT = ("model", "projection", "resolution", "dims", "salt", "precision")
 _CRC = struct.Struct("<I")
 _TEXT = struct.Struct("<H")  # bytes of the id, which the metadata follow
 _DAMAGED = "The collection is left as it is. Restore the file from a copy."
@@ -90,6 +93,7 @@ class About:
     projection: str
     resolution: tuple[int, int]  # height, width
     dims: int  # of a vector
+    precision: str = "int8"  # of its numbers, where a collection is made; or int16
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,12 @@ class CaseStore:
             self._salt = bytes.fromhex(about["salt"])
             self._slots = self._read_slots()
         self.record = np.dtype(
-            [("crc", "<u4"), ("scale", "<f4"), ("norm", "<f4"), ("codes", "i1", self.about.dims)]
+            [
+                ("crc", "<u4"),
+                ("scale", "<f4"),
+                ("norm", "<f4"),
+                ("codes", PRECISIONS[self.about.precision], self.about.dims),
+            ]
         )
 
     @classmethod
@@ -326,7 +335,7 @@ class CaseStore:
         free = np.flatnonzero(~self._slots)
         return int(free[0]) if len(free) else len(self._slots)
 
-    def put(self, case: Case, scale: float, norm: float, codes: NDArray[np.int8]) -> None:
+    def put(self, case: Case, scale: float, norm: float, codes: Codes) -> None:
         """Write a case and its vector. Within `writing`."""
         self._erase_text(case.slot)
         block, start, length = self._put_text(case)
@@ -341,7 +350,7 @@ class CaseStore:
         self._slots[case.slot] = True
         self.put_vector(case.slot, scale, norm, codes)
 
-    def put_vector(self, slot: int, scale: float, norm: float, codes: NDArray[np.int8]) -> None:
+    def put_vector(self, slot: int, scale: float, norm: float, codes: Codes) -> None:
         record = np.zeros(1, self.record)
         record["scale"], record["norm"], record["codes"] = scale, norm, codes
         self._write("vectors", slot, BLOCK, _sealed(slot, record.tobytes()[_CRC.size :]))
@@ -516,6 +525,7 @@ def _create(db: sqlite3.Connection, about: About) -> None:
             "resolution": json.dumps(about.resolution),
             "dims": str(about.dims),
             "salt": secrets.token_hex(16),
+            "precision": about.precision,
         }
         db.executemany("insert into about values (?, ?)", values.items())
         db.execute("insert into about values ('crc', ?)", (str(_about_crc(values)),))
@@ -530,13 +540,19 @@ def _check_schema(db: sqlite3.Connection) -> None:
 
 
 def _about(values: Mapping[str, str]) -> About:
-    kept = {name: values.get(name, "") for name in _ABOUT}
+    kept = {name: values[name] for name in _ABOUT if name in values}  # the first files have 8 bits
     if values.get("crc") != str(_about_crc(kept)):
         raise CollectionUnreadable(
             f"the collection is damaged: what it belongs to has changed. {_DAMAGED}"
         )
     height, width = json.loads(kept["resolution"])
-    return About(kept["model"], kept["projection"], (height, width), int(kept["dims"]))
+    precision = kept.get("precision", "int8")
+    if precision not in PRECISIONS:
+        raise CollectionUnreadable(
+            f"the collection's vectors are {precision}, which this sidecar does not read. Use the "
+            "version of the app that wrote it, or a newer one."
+        )
+    return About(kept["model"], kept["projection"], (height, width), int(kept["dims"]), precision)
 
 
 def _about_crc(values: Mapping[str, str]) -> int:

@@ -27,7 +27,7 @@ from sidecar.errors import (
     TensorShape,
 )
 from sidecar.places import BACKGROUND, BASIS_AT, LEAST_CASES, REGIONS, Basis, Pair, Usual
-from sidecar.quantised import Floats
+from sidecar.quantised import Codes, Floats
 from sidecar.whitening import FIT_AT, TINY, Whitening
 
 MAX_OPEN = 8
@@ -131,7 +131,7 @@ class Collection:
         check_id(id)
         text = metadata_text(metadata)
         vectors.check(self.store.about.dims)
-        scale, codes = quantised.quantise(vectors.pooled)
+        scale, codes = quantised.quantise(vectors.pooled, self.store.about.precision)
         there = self.store.find(id)
         if there is not None and not replace:
             if there.metadata == text and self._same(there.slot, float(scale), codes):
@@ -167,12 +167,12 @@ class Collection:
             self.store.delete(there.slot, size)
         self.store.scrub()
 
-    def _same(self, slot: int, scale: float, codes: NDArray[np.int8]) -> bool:
-        """As equal as two encodes of one image are: within a step of the 8 bits."""
+    def _same(self, slot: int, scale: float, codes: Codes) -> bool:
+        """As equal as two encodes of one image are: within a step of 8 bits."""
         record = self.store.vector(slot)
-        step = max(scale, float(record["scale"]))
-        difference = record["scale"] * record["codes"].astype(np.float32) - scale * codes
-        return bool(np.abs(difference).max() <= 1.01 * step)
+        there, new = record["scale"] * record["codes"].astype(np.float32), scale * codes
+        step = max(np.abs(there).max(), np.abs(new).max(), TINY) / quantised.LARGEST
+        return bool(np.abs(there - new).max() <= 1.01 * step)
 
     def _put_regions(self, slot: int, regions: Floats) -> None:
         basis = self._known_basis()
@@ -358,7 +358,7 @@ class Collection:
 
     # Reading the store
 
-    def _all_vectors(self) -> tuple[NDArray[np.intp], Floats, NDArray[np.int8]]:
+    def _all_vectors(self) -> tuple[NDArray[np.intp], Floats, Codes]:
         slots, scales, codes = [], [], []
         for first, records in self.store.blocks():
             used = np.flatnonzero(records["scale"])

@@ -100,7 +100,13 @@ class CollectionOps:
 
 def about(manifest: Manifest, resolution: tuple[int, int]) -> About:
     """What a collection of this model's vectors belongs to."""
-    return About(manifest.digest, manifest.projection, resolution, manifest.text_hidden)
+    return About(
+        manifest.digest,
+        manifest.projection,
+        resolution,
+        manifest.text_hidden,
+        manifest.collections,
+    )
 
 
 def as_json(matches: list[Match]) -> list[dict[str, Any]]:

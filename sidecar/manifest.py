@@ -77,6 +77,8 @@ class Manifest:
     golden: str = ""  # what the plain graph made of the golden input, to prove the others by
     # Side length to the spread of token norms up to which an image has no content; see norms.py.
     flat: Mapping[int, float] = field(default_factory=dict)
+    # How collections keep a vector's numbers: int8, or int16 where `build.retrieval` chose it.
+    collections: str = "int8"
     format: int = FORMAT
     digest: str = ""  # SHA-256 of manifest.json itself, hence of the whole model; set by `read`
 
@@ -90,6 +92,8 @@ def write(manifest: Manifest, directory: Path) -> None:
     """Write `manifest.json`; the same manifest always gives the same bytes."""
     content = asdict(manifest)
     del content["digest"]
+    if manifest.collections == "int8":
+        del content["collections"]
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     (directory / NAME).write_text(text, encoding="utf-8")
 
@@ -178,6 +182,7 @@ def _parse(fields: dict[str, Any], digest: str) -> Manifest:
             ),
             golden=_text(fields, "golden") if "golden" in fields else "",
             flat=_limits(fields, "flat"),
+            collections=_text(fields, "collections") if "collections" in fields else "int8",
             tools={
                 name: _text(tools, name)
                 for tools in [_get(fields, "tools", dict)]
@@ -217,6 +222,8 @@ def _check(manifest: Manifest) -> None:
         raise _Wrong("has a hidden size below 1")
     if any(not 0 <= limit <= 1 for limit in manifest.flat.values()):
         raise _Wrong("has a limit for flat images outside 0 to 1")
+    if manifest.collections not in ("int8", "int16"):
+        raise _Wrong("wants collections in a format that this sidecar does not know")
     how = manifest.normalisation
     if how.resample not in RESAMPLES or not _computable(how):
         raise _Wrong("has a normalisation that cannot be computed")

@@ -1,19 +1,23 @@
-"""Vectors in 8 bits with one scale each: numpy arrays in and out, nothing else."""
+"""Vectors in 8 or 16 bits with one scale each: numpy arrays in and out, nothing else."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-Codes = NDArray[np.int8]
+Codes = NDArray[np.int8] | NDArray[np.int16]
 
 LARGEST = 127
 
 
-def quantise(vectors: Floats) -> tuple[Floats, Codes]:
-    """[..., d] to scales [...] and codes [..., d]; a vector is `scale * codes`. No scale is 0."""
+def quantise(vectors: Floats, kind: str = "int8") -> tuple[Floats, Codes]:
+    """[..., d] to scales [...] and codes [..., d]; a vector is `scale * codes`. No scale is 0.
+
+    `kind` is int8 or int16.
+    """
+    limit = int(np.iinfo(kind).max)
     largest = np.abs(vectors).max(axis=-1)
-    scales = np.where(largest > 0, largest / LARGEST, 1).astype(np.float32)
-    codes = np.rint(vectors / scales[..., None]).clip(-LARGEST, LARGEST).astype(np.int8)
+    scales = np.where(largest > 0, largest / limit, 1).astype(np.float32)
+    codes: Codes = np.rint(vectors / scales[..., None]).clip(-limit, limit).astype(kind)
     return scales, codes
 
 

@@ -1,5 +1,6 @@
 """The file of a collection when it is mistreated: killed, cut, changed, locked, full, read-only."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sidecar import case_store
 from sidecar.case_store import APPLICATION_ID, SCHEMA_VERSION, About
 from sidecar.collection import Collection, OpenCollections, Vectors
 from sidecar.errors import (
@@ -289,6 +291,45 @@ def test_a_file_that_is_no_whole_collection_is_refused_and_left_alone(
     for create in (False, True):
         with pytest.raises(CollectionUnreadable):
             Collection.open(path, ABOUT, create=create)
+    assert state(path.parent) == before
+
+
+def test_a_collection_keeps_its_vectors_as_it_was_made_to(path: Path) -> None:
+    """In 16 bits: found, repeated, refitted, checked and removed like those in 8."""
+    about = About("a" * 64, "projector", (448, 448), DIMS, "int16")
+    fill(path, 70, about)
+    size = path.stat().st_size
+    collection = Collection.open(path, ABOUT)  # whoever opens it need not know
+    assert collection.store.about.precision == "int16"
+    assert collection.store.vector(7)["codes"].dtype == np.int16
+    assert np.allclose(
+        collection.store.vector(7)["scale"] * collection.store.vector(7)["codes"].astype(float),
+        vectors(7).pooled,
+        atol=1e-5,
+    )
+    metadata = json.loads(next(collection.store.cases()).metadata)
+    assert not collection.add("case 0", vectors(0), metadata)
+    assert collection.search(vectors(7), regions=True)[0].id == "case 7"
+    record = collection.store.vector(7).tobytes()
+    collection.remove("case 8")
+    collection.close()
+    assert size > fill(path.with_name("8 bits"), 70).stat().st_size
+    data = bytearray(path.read_bytes())
+    data[data.index(record) + len(record) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CollectionUnreadable):
+        read_all(path)
+
+
+def test_vectors_of_a_kind_that_is_not_known_are_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(case_store.PRECISIONS, "int4", "<i1")
+    Collection.open(path, About("a" * 64, "x", (448, 448), DIMS, "int4"), create=True).close()
+    monkeypatch.undo()
+    before = state(path.parent)
+    with pytest.raises(CollectionUnreadable, match="int4"):
+        Collection.open(path, ABOUT)
     assert state(path.parent) == before
 
 

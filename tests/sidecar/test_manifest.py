@@ -179,6 +179,10 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "a limit for flat images below zero": (lambda d: change(d, flat={"224": -1}), "flat images"),
     "a limit for flat images at no side": (lambda d: change(d, flat={"x": 1}), "no side length"),
     "a limit for flat images in text": (lambda d: change(d, flat={"224": "1"}), "for 224"),
+    "collections in a format of tomorrow": (
+        lambda d: change(d, collections="int4"),
+        "does not know",
+    ),
     "a level beyond reason": (
         lambda d: change(d, normalisation=HOW | {"mean": [0, 1e9, 0]}),
         "cannot be computed",
@@ -225,6 +229,7 @@ JUST_WITHIN: dict[str, dict[str, Any]] = {
     "no golden record": {"golden": ""},
     "limits for flat images": {"flat": {"224": 0, "448": 1}},
     "no limits for flat images": {"flat": {}},
+    "collections in 16 bits": {"collections": "int16"},
     "tools": {"tools": {"onnxruntime": "1.32.0"}},
 }
 
