@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sidecar import engine, manifest, protocol, session
-from sidecar.errors import ModelInvalid, ModelUnfaithful
+from sidecar.errors import ModelInvalid, ModelUnfaithful, ResourcesExhausted
 from sidecar.model_files import ModelFiles
 from sidecar.protocol import Done
 from sidecar.service import Service
@@ -135,8 +135,8 @@ def outcome(directory: Path, limits: Limits) -> str:
         with ModelFiles(directory, described) as files:
             engine.select(files, threads=1, kernels="off")
             files.check_unchanged()
-    except (ModelInvalid, ModelUnfaithful) as error:
-        return error.code
+    except (ModelInvalid, ModelUnfaithful, ResourcesExhausted) as error:
+        return error.code  # the last where a graph now asks for more memory than there is
     service = Service(
         described,
         load=lambda: None,  # type: ignore[arg-type,return-value]

