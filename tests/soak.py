@@ -57,12 +57,11 @@ def requests(sidecar: Client, count: int) -> None:
         rss, opened = _held(sidecar)
         resident.append(rss)
         descriptors.append(opened)
-    told = " ".join(f"{rss / 2**20:.1f}" for rss in resident)
-    print(
-        f"{count} requests in {time.monotonic() - begun:.0f} s; MiB after each tenth: {told}; "
-        f"descriptors {descriptors[0]}, then {descriptors[-1]}",
-        flush=True,
-    )
+        print(
+            f"{(tenth + 1) * count // TENTHS} requests in {time.monotonic() - begun:.0f} s: "
+            f"{rss / 2**20:.1f} MiB, {opened} descriptors",
+            flush=True,
+        )
     half = len(resident) // 2
     assert resident[-1] <= resident[0] * GROWTH
     assert max(resident[half:]) <= resident[half] * LATE_GROWTH
