@@ -154,7 +154,7 @@ def test_who_is_admitted_as_zeromq_is_told(running: Running) -> None:
 
 
 def test_a_failure_in_the_thread_ends_the_server_with_a_reason(
-    running: Running, monkeypatch: pytest.MonkeyPatch
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("a secret")
@@ -166,6 +166,9 @@ def test_a_failure_in_the_thread_ends_the_server_with_a_reason(
     [reason] = running.reasons
     assert reason is not None
     assert (reason.code, "secret" in str(reason)) == ("internal", False)
+    [line] = [record for record in caplog.records if record.message == "the server failed"]
+    assert line.exc_info is not None
+    assert line.exc_info[0] is RuntimeError
 
 
 def test_after_the_end_nothing_is_sent_and_nothing_fails(running: Running) -> None:
@@ -181,7 +184,9 @@ def waiting(server: Server) -> int:
     return sum(box.bytes for box in list(server._buffers.values()))
 
 
-def test_unread_replies_are_bounded_and_block_nobody(running: Running) -> None:
+def test_unread_replies_are_bounded_and_block_nobody(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
     deaf, other = running.connect(), running.connect()
     for _ in range(3 * send_buffer.MAX_BYTES // (8 * MEGABYTE)):
         deaf.send(b"8")
@@ -189,6 +194,7 @@ def test_unread_replies_are_bounded_and_block_nobody(running: Running) -> None:
     while running.echo.handled < 2 * (3 * send_buffer.MAX_BYTES // (8 * MEGABYTE)):
         time.sleep(0.01)
     assert 0 < waiting(running.server) <= send_buffer.MAX_BYTES
+    assert "a peer does not fetch its replies; one was dropped" in caplog.messages
     deaf.close()
     end = time.monotonic() + PATIENCE
     while waiting(running.server) and time.monotonic() < end:
