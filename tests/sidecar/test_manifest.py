@@ -1,6 +1,7 @@
 """A model directory that is not as it was built is refused, with the file named."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar import manifest, model_files
-from sidecar.errors import ModelInvalid
+from sidecar.errors import ModelInvalid, ResourcesExhausted
 from sidecar.manifest import CustomOpsGraph, Manifest, Normalisation
 from tests import stand_in
 from tests.sidecar import messages
@@ -341,6 +342,17 @@ def test_a_manifest_that_cannot_be_read_is_named_with_the_reason(
     with pytest.raises(
         ModelInvalid, match=r"manifest\.json cannot be read: Permission denied\. Bu"
     ):
+        manifest.read(directory)
+
+
+def test_a_shortage_of_descriptors_is_no_fault_of_the_manifest(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(ResourcesExhausted):
         manifest.read(directory)
 
 
