@@ -88,9 +88,9 @@ def build(
         first = stack.enter_context(contextlib.closing(opened))
         # The whitening is fitted on the first cases. Those of one folder are alike, so the sample
         # of all comes first.
-        ahead = _rows(parts, sample, sampled=True)
+        ahead = _rows(parts, counts, sample, sampled=True)
         _add(first, ahead, details, report, progress)
-        rest = _rows(parts, sample, sampled=False)
+        rest = _rows(parts, counts, sample, sampled=False)
         _add(first, itertools.islice(rest, size - sample.count), details, report, progress)
         for file, mark in zip(files[1:], marks[1:], strict=True):
             with contextlib.closing(_open(file, about, corpora, merge, mark)) as collection:
@@ -228,18 +228,27 @@ class Sample:
         return number * self.count // self.total != (number + 1) * self.count // self.total
 
 
-def _rows(parts: Sequence[Part], sample: Sample, sampled: bool) -> Iterator[Row]:
+def _rows(
+    parts: Sequence[Part], counts: Sequence[int], sample: Sample, sampled: bool
+) -> Iterator[Row]:
     number = 0
-    for part in parts:
-        for batch in part.batches():
-            wanted = [sample.has(number + place) is sampled for place in range(len(batch))]
-            number += len(batch)
-            chosen = batch.filter(pa.array(wanted, pa.bool_()))
-            dims = chosen.schema.field("pooled_embedding").type.list_size
-            pooled = chosen.column("pooled_embedding").flatten().to_numpy().reshape(-1, dims)
-            texts = [chosen.column(name).to_pylist() for name in ("id", "metadata", "regions")]
-            for id, metadata, regions, vector in zip(*texts, pooled, strict=True):
-                yield id, metadata, vector, regions
+    for part, count in zip(parts, counts, strict=True):
+        chosen = [sample.has(number + place) is sampled for place in range(count)]
+        number += count
+        if any(chosen):
+            yield from _chosen(part, chosen)
+
+
+def _chosen(part: Part, chosen: Sequence[bool]) -> Iterator[Row]:
+    first = 0
+    for batch in part.batches():
+        rows = batch.filter(pa.array(chosen[first : first + len(batch)], pa.bool_()))
+        first += len(batch)
+        dims = rows.schema.field("pooled_embedding").type.list_size
+        pooled = rows.column("pooled_embedding").flatten().to_numpy().reshape(-1, dims)
+        texts = [rows.column(name).to_pylist() for name in ("id", "metadata", "regions")]
+        for id, metadata, regions, vector in zip(*texts, pooled, strict=True):
+            yield id, metadata, vector, regions
 
 
 def _add(

@@ -174,6 +174,7 @@ def _timed_corpus(model: Path, source: Path, out: Path, resolution: int) -> floa
     """Seconds of the whole job's encoding: what its last line says."""
     words = [sys.executable, "-m", "build.corpus", str(source), "--model", str(model)]
     words += ["--out", str(out), "--resolution", str(resolution), "--actors", "2", "--cores", "1"]
+    words += ["--block", "32"]
     # Ray lets its workers yield to all others; the plain processes do not.
     environment = {**os.environ, "RAY_worker_niceness": "0"}
     subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.PIPE, env=environment)
@@ -478,6 +479,7 @@ def checkpoint(work: Path, images: int, cpus: int, seconds: float) -> Figures:
     pq.write_table(pa.table({"id": names}), work / "list.parquet", row_group_size=20)
     words = [sys.executable, "-m", "tests.corpus_scale", "checkpointed", "--source", str(work)]
     child = subprocess.Popen([*words, "--cpus", str(cpus)], cwd=ROOT, text=True)
+    until((work / "begun").exists, PATIENCE, "Ray began")
     try:
         child.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -493,6 +495,7 @@ def checkpointed(work: Path, cpus: int) -> None:
     from ray.data.checkpoint import CheckpointConfig
 
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+    (work / "begun").touch()
     context = ray.data.DataContext.get_current()
     context.checkpoint_config = CheckpointConfig("id", str(work / "checkpoint"))
 
@@ -623,7 +626,7 @@ def main() -> None:
         "nodes": lambda: nodes(work, images or 6400, 8, 0.05, 20),
         "collection": lambda: collection(work, images or 100_000, options.dims),
         "checkpoint": lambda: {
-            "runs": [checkpoint(work / str(cpus), images or 600, cpus, 60) for cpus in (2, 3)]
+            "runs": [checkpoint(work / str(cpus), images or 600, cpus, 90) for cpus in (2, 3)]
         },
     }
     try:
