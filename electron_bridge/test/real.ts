@@ -15,9 +15,10 @@ export const python = path.join(
 );
 
 const frozen = process.env.VISION_SIDECAR;
-export const program: StartOptions = frozen
-  ? { command: frozen }
-  : { command: python, args: ['-m', 'sidecar'], cwd: repository };
+const asModule: StartOptions = { command: python, args: ['-m', 'sidecar'], cwd: repository };
+export const program: StartOptions = frozen ? { command: frozen } : asModule;
+/** What is tested, and beside a frozen program the module. */
+export const programs = frozen && existsSync(python) ? [program, asModule] : [program];
 
 /** Two random layers; built once, and again when what builds it has changed. */
 export function tinyModel(): string {
@@ -41,7 +42,12 @@ export function startReal(
 
 /** Runs the sidecar's own command line to its end; what it printed. */
 export function runReal(...args: string[]): string {
-  return execFileSync(program.command as string, [...(program.args ?? []), ...args], {
+  return run(program, ...args);
+}
+
+/** The same of one of `programs`. */
+export function run({ command, args: first = [] }: StartOptions, ...args: string[]): string {
+  return execFileSync(command as string, [...first, ...args], {
     cwd: repository,
     stdio: 'pipe',
     encoding: 'utf8',
