@@ -21,9 +21,8 @@ CHUNK = 4096  # tokens at once, which bounds the memory
 UNIT = 2e-3  # of `rate_step`
 PROBES = 16  # views that the importances come from
 TOGETHER = 2  # views in one backward pass
-COMMON = (
-    0.5  # how much an error counts that all tokens of an image share: it moves the pooled vector
-)
+# How much an error counts that all tokens of an image share: it moves the pooled vector.
+COMMON = 0.5
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Compact(Calibrate):
     model tolerates. Twice of it saves a bit a weight.
     """
 
-    rate_step: float = 0.6
+    rate_step: float = 0.645
     price: float = 0.5  # of `thrifty`
     percdamp: float = 0.05
     ridge: float = 0.3  # of the refit, relative to each channel's own variance

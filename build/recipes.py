@@ -30,7 +30,7 @@ FAITHFUL = Bars(
 )
 
 COMPACT = Bars(
-    token_cosine_mean=0.997,
+    token_cosine_mean=0.996,
     token_cosine_p1=0.985,
     pooled_cosine_min=0.99,
     heatmap_r_mean=0.995,
