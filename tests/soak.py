@@ -62,7 +62,7 @@ def requests(sidecar: Client, count: int) -> None:
             f"{rss / 2**20:.1f} MiB, {opened} descriptors",
             flush=True,
         )
-    # It goes up and down by a tenth, as the allocator gives memory back: what stays shows in medians.
+    # It goes up and down by a tenth, as the allocator pleases: what stays shows in medians.
     early, late = median(resident[: TENTHS // 2]), median(resident[TENTHS // 2 :])
     print(f"medians of both halves: {early / 2**20:.1f} and {late / 2**20:.1f} MiB")
     assert late <= early * GROWTH
