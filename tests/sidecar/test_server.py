@@ -93,6 +93,7 @@ def test_the_server_admits_one_key_and_says_of_another_only_that_there_was_one(
     running: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert running.answers(running.connect())
+    assert caplog.messages == []
     public, secret = running.public, running.secret
     running.public, running.secret = zmq.curve_keypair()
     stranger = running.connect()
