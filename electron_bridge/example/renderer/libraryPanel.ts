@@ -136,6 +136,7 @@ export class LibraryPanel {
     if (this.#library.count === 0) return text('noCasesNote');
     if (!item) return text('noImageNote');
     if (!similar) return item.status === 'failed' ? '' : text('searching');
-    return similar.why ?? (similar.matches.length === 0 ? text('onlyCase') : '');
+    const { length } = similar.matches;
+    return similar.why ?? (length === 0 ? text('onlyCase') : text('foundCases', { count: length }));
   }
 }
