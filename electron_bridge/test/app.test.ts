@@ -580,6 +580,7 @@ describe('the example app', { skip }, () => {
     await other.close();
     await page.locator('#library', { hasText: `${DRAWN - 1} cases` }).waitFor();
     await page.locator('#matches .name', { hasText: name ?? '' }).waitFor({ state: 'detached' });
+    await page.locator('#matches[aria-busy=false]').waitFor(); // searched again
   });
 
   test('similar cases go by keyboard, too', own, async () => {
@@ -596,6 +597,7 @@ describe('the example app', { skip }, () => {
     await page.locator('#library', { hasText: `${DRAWN - 2} cases` }).waitFor();
     assert.equal(await page.locator('#library-problem').isVisible(), false);
     await page.locator('#matches .name', { hasText: name }).waitFor({ state: 'detached' });
+    assert.equal(await page.evaluate(() => document.activeElement?.className), 'pick'); // not lost
     await row('ecg.png').locator('.pick').click();
     await page.locator('#frame').focus();
     await page.keyboard.press('a');

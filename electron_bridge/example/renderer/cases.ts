@@ -13,7 +13,8 @@ export class Cards {
   #shown:
     | { of: unknown; matches: readonly Match[]; removable: boolean; language: string }
     | undefined;
-  #urls: string[] = [];
+  /** By all that a card shows. */
+  #entries = new Map<string, HTMLElement>();
   #picked = 0;
 
   constructor(list: HTMLElement) {
@@ -35,14 +36,27 @@ export class Cards {
     const kept = before?.of === of ? matches.findIndex((match) => match.id === id) : 0;
     this.#picked = Math.max(kept, 0);
     this.#shown = { of, matches, removable, language };
-    const held = this.#list.contains(document.activeElement)
-      ? this.#at(document.activeElement)
-      : -1;
-    for (const url of this.#urls.splice(0)) URL.revokeObjectURL(url);
-    this.#list.replaceChildren(...matches.map((match, at) => this.#card(match, at, removable)));
+    const held = this.#at(document.activeElement);
+    const old = this.#entries;
+    this.#entries = new Map();
+    for (const [at, match] of matches.entries()) {
+      const places = match.regions?.map((pair) => [pair.query, pair.match]);
+      const key = JSON.stringify([at, match.id, match.metadata, places, removable, language]);
+      const entry = old.get(key) ?? this.#card(match, at, removable);
+      old.delete(key);
+      this.#entries.set(key, entry);
+    }
+    for (const gone of old.values()) this.#drop(gone);
+    // Those that stay are not touched: one of them may have the focus.
+    for (const [at, entry] of [...this.#entries.values()].entries()) {
+      if (this.#list.children[at] !== entry) {
+        this.#list.insertBefore(entry, this.#list.children[at] ?? null);
+      }
+    }
     this.#mark();
-    // The focus stays in the list when a card is gone.
-    if (held >= 0) this.#buttons()[Math.min(held, matches.length - 1)]?.focus();
+    if (held >= 0 && !this.#list.contains(document.activeElement)) {
+      this.#buttons()[Math.min(held, matches.length - 1)]?.focus();
+    }
   }
 
   /** By rank, from 0. */
@@ -53,6 +67,12 @@ export class Cards {
     this.#mark();
     this.#list.children[at]?.scrollIntoView({ block: 'nearest' });
     this.onPick(match);
+  }
+
+  #drop(entry: HTMLElement): void {
+    entry.remove();
+    const { src } = entry.querySelector('img') ?? {};
+    if (src) URL.revokeObjectURL(src);
   }
 
   #buttons(): HTMLButtonElement[] {
@@ -101,7 +121,6 @@ export class Cards {
       const image = document.createElement('img');
       image.alt = '';
       image.src = URL.createObjectURL(picture);
-      this.#urls.push(image.src);
       figure.append(image);
     } else {
       figure.append(made('span', 'quiet', text('noPicture')));

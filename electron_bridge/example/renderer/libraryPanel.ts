@@ -125,7 +125,9 @@ export class LibraryPanel {
     element('cases-note').hidden = !similar?.matches.length;
     setText(element('cases-text'), this.#words(item, similar));
     this.showPlaces();
-    if (!item || this.#library.isFresh(item) || !this.#library.info) return;
+    const isFresh = !item || this.#library.isFresh(item) || !this.#library.info;
+    element('matches').setAttribute('aria-busy', String(!isFresh)); // a search will replace them
+    if (isFresh) return;
     if (this.isImporting || !this.#page.isReady()) return;
     const settled = item.result && !isOpen(item);
     if (this.#library.hasEncoding(item) || settled) void this.#library.search(item);
