@@ -5,7 +5,7 @@
  */
 
 import assert from 'node:assert/strict';
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
   copyFileSync,
@@ -24,7 +24,7 @@ import { after, before, describe, test } from 'node:test';
 import { unzipSync } from 'fflate';
 import { type Browser, chromium, type Page, type Route } from 'playwright-core';
 import { repository } from './golden.js';
-import { picture, program, tinyModel } from './real.js';
+import { picture, program, runReal, tinyModel } from './real.js';
 
 const bridge = path.join(repository, 'electron_bridge');
 const application = path.join(bridge, 'dist', 'app');
@@ -705,14 +705,9 @@ describe('the example app', { skip }, () => {
       const inApp = await page.locator('#matches .name').allInnerTexts();
       assert.equal(await page.locator('#matches .remove').count(), 0);
       await stop();
-      const printed = execFileSync(
-        program.command as string,
-        [
-          ...(program.args ?? []),
-          ...['search', picture, '--model', tinyModel(), '--threads', '1'],
-          ...['--collection', library, '-k', '8', '--json'],
-        ],
-        { cwd: repository, encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] },
+      const printed = runReal(
+        ...['search', picture, '--model', tinyModel(), '--threads', '1'],
+        ...['--collection', library, '-k', '8', '--json'],
       );
       const { matches } = JSON.parse(printed) as { matches: { metadata: { name: string } }[] };
       assert.deepEqual(
