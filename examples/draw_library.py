@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 from draw_ecg import SAMPLES_PER_SECOND, millivolts
-from draw_ecg import page as recorded_page
 from PIL import Image
 
 from bench.retrieval_images import HZ, RHYTHMS, beats, ecg_page
@@ -25,7 +24,6 @@ from bench.retrieval_images import HZ, RHYTHMS, beats, ecg_page
 KINDS = ("plain", "paper", "scan", "copy", "paper", "phone")
 RECORDED_S = (0, 4, 8, 12, 16)  # where pages of the recording begin
 RECORDED_KINDS = ("plain", "paper", "scan")
-PART = 0.7  # of the example page's width and height
 THUMBNAIL = (480, 480)
 
 Case = tuple[str, Image.Image, dict[str, str]]
@@ -36,12 +34,6 @@ def cases() -> Iterator[Case]:
     signal = millivolts()
     at = np.arange(len(signal)) / SAMPLES_PER_SECOND
     recorded = np.interp(np.arange(0, at[-1], 1 / HZ), at, signal)
-    whole = recorded_page(
-        signal
-    )  # as ecg.png, of which a part is in the library, and not the whole
-    part = whole.crop((0, 0, round(whole.width * PART), round(whole.height * PART)))
-    about = {"rhythm": "ectopic beats", "paper": "part", "source": "recorded"}
-    yield "record-208-part.png", part, {"name": "Record 208, part of a page", **about}
     for start in RECORDED_S:
         for kind in RECORDED_KINDS:
             draws = np.random.default_rng([3, start, RECORDED_KINDS.index(kind)])

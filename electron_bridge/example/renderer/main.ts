@@ -49,7 +49,8 @@ const queue = new Queue({
     const outcome = await vision.encode({ image }, { resolution, token });
     void refresh();
     // Before the next image's turn, or the search would wait for it.
-    if (outcome.ok) await library.encoded(item, outcome.value);
+    // A search that fails is tried again when the image is looked at.
+    if (outcome.ok) await library.encoded(item, outcome.value).catch(() => undefined);
     return outcome;
   },
   cancel: (token) => void vision.cancel(token),
