@@ -170,7 +170,7 @@ def with_kernels(directory: Path) -> Path:
 def test_the_fastest_graph_that_is_right_is_used(machine: Machine, with_kernels: Path) -> None:
     choice = select(with_kernels)
     assert (choice.graph, choice.custom_ops.on) == ("faster.onnx", True)
-    assert "SOME-SET for A and B" in choice.custom_ops.why
+    assert "SOME-SET for A, B" in choice.custom_ops.why
     machine.spoil, machine.spoils = negated, lambda graph, *_: graph == "faster.onnx"
     choice = select(with_kernels)
     assert (choice.graph, choice.custom_ops.on) == ("fast.onnx", True)
