@@ -27,6 +27,10 @@ class Exited(BaseException):
     """In place of the end of the process."""
 
 
+def threads(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == name]
+
+
 @pytest.fixture
 def exits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The exit codes, in order; the thread that wanted to exit ends."""
@@ -39,10 +43,9 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     monkeypatch.setattr(os, "_exit", leave)
     monkeypatch.setattr(parent_watch, "_started", threading.Event())
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    before = set(threading.enumerate())
     yield codes
     parent_watch._started.set()
-    for thread in set(threading.enumerate()) - before:
+    for thread in [*threads("parent_poll"), *threads("parent_watch")]:
         thread.join(PATIENCE)  # one that outlived this test would end pytest itself
 
 
@@ -61,10 +64,6 @@ def stdin(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, Callable[[], N
     yield write, close
     for end in ends:
         os.close(end)
-
-
-def threads(name: str) -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == name]
 
 
 def test_the_end_of_stdin_ends_the_process_after_the_last_words(
