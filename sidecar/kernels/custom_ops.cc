@@ -179,26 +179,39 @@ class AttentionKernel {
   float scale_;
 };
 
+// The numbers that `op` has as input 0, [..., inputs], and its outputs: the tokens and their
+// scales.
+struct TokenOutputs {
+  TokenOutputs(const Call& call, const char* op) {
+    Shape shape = ShapeOf(call.Input(0));
+    Require(!shape.empty() && static_cast<size_t>(shape.back()) <= kMaxInputs,
+            std::string(op) + " expects [..., inputs] with at most " + std::to_string(kMaxInputs) +
+                " inputs.");
+    inputs = static_cast<size_t>(shape.back());
+    tokens = inputs == 0 ? 0 : ElementCount(shape) / inputs;
+    numbers = call.Input(0).GetTensorData<float>();
+    shape.back() = static_cast<int64_t>(TokenBytes(inputs));
+    bytes = call.Output<uint8_t>(0, shape);
+    shape.back() = sizeof(TokenScale) / sizeof(float);
+    scales = reinterpret_cast<TokenScale*>(call.Output<float>(1, shape));
+  }
+  size_t inputs, tokens;
+  const float* numbers;
+  uint8_t* bytes;
+  TokenScale* scales;
+};
+
 class QuantiseTokensKernel {
  public:
   explicit QuantiseTokensKernel(const Ort::ConstKernelInfo&) : variant_(Best(LinearVariants())) {}
 
   void Compute(const Call& call) const {
-    Shape shape = ShapeOf(call.Input(0));
-    Require(!shape.empty() && static_cast<size_t>(shape.back()) <= kMaxInputs,
-            "QuantiseTokens expects [..., inputs] with at most " + std::to_string(kMaxInputs) +
-                " inputs.");
-    const size_t inputs = static_cast<size_t>(shape.back()), elements = ElementCount(shape);
+    const TokenOutputs out(call, "QuantiseTokens");
     const float* const factors =
-        call.Vector(1, inputs, "QuantiseTokens expects one factor per input.");
-    shape.back() = static_cast<int64_t>(TokenBytes(inputs));
-    uint8_t* const tokens = call.Output<uint8_t>(0, shape);
-    shape.back() = sizeof(TokenScale) / sizeof(float);
-    float* const scales = call.Output<float>(1, shape);
-    if (elements == 0) return;
+        call.Vector(1, out.inputs, "QuantiseTokens expects one factor per input.");
+    if (out.tokens == 0) return;
     call.Parallel([&](const ThreadPool& pool) {
-      variant_.quantize(elements / inputs, inputs, call.Input(0).GetTensorData<float>(), factors,
-                        tokens, reinterpret_cast<TokenScale*>(scales), pool);
+      variant_.quantize(out.tokens, out.inputs, out.numbers, factors, out.bytes, out.scales, pool);
     });
   }
 
@@ -214,22 +227,13 @@ class NormaliseTokensKernel {
   }
 
   void Compute(const Call& call) const {
-    Shape shape = ShapeOf(call.Input(0));
-    Require(!shape.empty() && static_cast<size_t>(shape.back()) <= kMaxInputs,
-            "NormaliseTokens expects [..., inputs] with at most " + std::to_string(kMaxInputs) +
-                " inputs.");
-    const size_t inputs = static_cast<size_t>(shape.back()), elements = ElementCount(shape);
+    const TokenOutputs out(call, "NormaliseTokens");
     const char* const per_input = "NormaliseTokens expects one weight and one bias per input.";
-    const LayerNorm norm{call.Vector(1, inputs, per_input), call.Vector(2, inputs, per_input),
-                         epsilon_};
-    shape.back() = static_cast<int64_t>(TokenBytes(inputs));
-    uint8_t* const tokens = call.Output<uint8_t>(0, shape);
-    shape.back() = sizeof(TokenScale) / sizeof(float);
-    float* const scales = call.Output<float>(1, shape);
-    if (elements == 0) return;
+    const LayerNorm norm{call.Vector(1, out.inputs, per_input),
+                         call.Vector(2, out.inputs, per_input), epsilon_};
+    if (out.tokens == 0) return;
     call.Parallel([&](const ThreadPool& pool) {
-      variant_.normalize(elements / inputs, inputs, call.Input(0).GetTensorData<float>(), norm,
-                         tokens, reinterpret_cast<TokenScale*>(scales), pool);
+      variant_.normalize(out.tokens, out.inputs, out.numbers, norm, out.bytes, out.scales, pool);
     });
   }
 
