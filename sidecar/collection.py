@@ -32,6 +32,11 @@ from sidecar.whitening import FIT_AT, TINY, Whitening
 
 MAX_OPEN = 8
 LARGEST = 1e6  # a region's scale is a float16
+# The arrays of a collection that are fitted on its own cases.
+STATISTICS = (
+    *("whitening.mean", "whitening.components", "whitening.gains", "whitening.cases"),
+    *("basis.mean", "basis.axes", "positions", "places.whitening"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,7 @@ class Collection:
         self.store = store
         self._whitening: Whitening | None = None
         self._basis: Basis | None = None
+        self._usual: Usual | None = None
         self._fitted = -1  # cases; -1: not read yet
 
     @classmethod
@@ -192,14 +198,13 @@ class Collection:
         return True
 
     def adopt_statistics(self, other: "Collection") -> None:
-        """Take the whitening and the basis of another collection while this one is empty. So
+        """Take all that is fitted from another collection while this one is empty. So
         similarities of the two compare: they are shards of one.
         """
         if self.count or not other._fit_size():
             return
-        names = [f"whitening.{name}" for name in ("mean", "components", "gains", "cases")]
         with self.store.writing():
-            for name in (*names, "basis.mean", "basis.axes", "positions"):
+            for name in STATISTICS:
                 array = other.store.array(name)
                 if array is not None:
                     self.store.put_array(name, array)
@@ -404,14 +409,15 @@ class Collection:
         return self._basis
 
     def _known_usual(self) -> Usual | None:
-        positions = self.store.array("positions")
-        whitening = self.store.array("places.whitening")
-        if positions is None or whitening is None:
-            return None
-        return Usual(positions, whitening)
+        if self._usual is None:
+            positions = self.store.array("positions")
+            whitening = self.store.array("places.whitening")
+            if positions is not None and whitening is not None:
+                self._usual = Usual(positions, whitening)
+        return self._usual
 
     def _forget(self) -> None:
-        self._whitening, self._basis, self._fitted = None, None, -1
+        self._whitening, self._basis, self._usual, self._fitted = None, None, None, -1
 
 
 def check_same(there: About, wanted: About | None) -> None:

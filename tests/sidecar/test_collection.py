@@ -390,3 +390,16 @@ def test_regions_are_the_means_of_their_tokens() -> None:
     found = places.regions(tokens.reshape(256, 1))[:, 0]
     assert found[0] == tokens[:4, :4].mean()
     assert found[6] == tokens[4:8, 8:12].mean()
+
+
+def test_a_shard_adopts_all_that_was_fitted(collection: Collection, tmp_path: Path) -> None:
+    fill(collection, places.BASIS_AT)
+    shard = Collection.open(tmp_path / "shard", ABOUT, create=True)
+    shard.adopt_statistics(collection)
+    kept = [name for (name,) in collection.store._db.execute("select name from arrays")]
+    assert {"whitening.gains", "basis.axes", "positions", "places.whitening"} <= set(kept)
+    for name in kept:
+        there, adopted = collection.store.array(name), shard.store.array(name)
+        assert there is not None
+        assert adopted is not None
+        assert np.array_equal(there, adopted), name
