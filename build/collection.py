@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +23,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from build.console import exit_code, tell
 from build.corpus_plan import PART
 from build.corpus_rows import vectors
 from build.corpus_source import file_system
@@ -31,7 +31,7 @@ from build.errors import BuildError
 from sidecar.case import check_id, metadata_text
 from sidecar.case_store import About
 from sidecar.collection import Collection
-from sidecar.errors import CollectionExists, RequestMalformed, SidecarError
+from sidecar.errors import CollectionExists, RequestMalformed
 from sidecar.library import metadata_rows
 from sidecar.whitening import FIT_AT
 
@@ -83,7 +83,9 @@ def build(
     marks = [f"{number} of {len(files)} of {total}" for number in range(len(files))]
     marks = marks if len(files) > 1 else [""]
     with contextlib.ExitStack() as stack:
-        details = None if metadata is None else stack.enter_context(Details(metadata))
+        details = (
+            None if metadata is None else stack.enter_context(contextlib.closing(Details(metadata)))
+        )
         opened = _open(files[0], about, corpora, merge, marks[0])
         first = stack.enter_context(contextlib.closing(opened))
         # The whitening is fitted on the first cases. Those of one folder are alike, so the sample
@@ -325,17 +327,6 @@ class Details:
         self._db.close()
         self._folder.cleanup()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 class _Progress:
     def __init__(self, total: int, tell: Tell) -> None:
@@ -363,10 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.shard < FIT_AT[-1]:
         parser.error(f"--shard must be at least {FIT_AT[-1]}")
 
-    def tell(line: str) -> None:
-        print(line, flush=True)
-
-    try:
+    def work() -> None:
         report = build(
             options.corpora,
             options.out,
@@ -375,20 +363,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             shard=options.shard,
             tell=tell,
         )
-    except (BuildError, SidecarError, OSError) as error:
-        print(f"collection: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("collection: interrupted. Run it again to go on where it stopped.", file=sys.stderr)
-        return 130
-    tell(f"{report.added} added, {report.there} there already, {report.errors.total()} bad")
-    if report.strange:
-        tell(f"{report.strange} ids of the metadata belong to no case")
-    for code, count in sorted(report.errors.items()):
-        tell(f"bad  {count} {code}")
-    for file in report.files:
-        tell(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
-    return 0
+        tell(f"{report.added} added, {report.there} there already, {report.errors.total()} bad")
+        if report.strange:
+            tell(f"{report.strange} ids of the metadata belong to no case")
+        for code, count in sorted(report.errors.items()):
+            tell(f"bad  {count} {code}")
+        for file in report.files:
+            tell(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+
+    return exit_code("collection", work)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from build.console import exit_code, tell
 from build.corpus_estimate import PRICE, estimate
-from build.corpus_plan import About, Block, Folder
-from build.corpus_rows import Job
+from build.corpus_plan import Block, Folder
+from build.corpus_rows import Asked, Job
 from build.corpus_source import file_system, items
 from build.errors import BuildError
-from sidecar import __version__, manifest
-from sidecar.errors import SidecarError
 
 BLOCK = 64  # images: what a kill costs at most, for each encoder
 OUTPUTS = ("pooled_embedding", "projected_embeddings")
@@ -24,15 +23,10 @@ Tell = Callable[[str], None]
 
 
 def encode(
-    source: str,
-    model: Path,
+    asked: Asked,
     out: str,
     *,
-    resolution: int | None = None,
     block: int | None = None,
-    cores: int = 1,
-    kernels: str = "auto",
-    tokens: bool = False,
     address: str | None = None,
     actors: int = 0,
     tell: Tell = lambda _: None,
@@ -40,9 +34,9 @@ def encode(
     """Write the rows of all images that have none yet. How many of them are errors. `address` is of
     a Ray cluster, None for this machine; `actors` 0: as many encoders as there is room for.
 
-    Raises BuildError, ModelInvalid, OSError.
+    Raises BuildError, ModelInvalid, RequestMalformed, OSError.
     """
-    job, folder, todo = prepare(source, model, out, resolution, block, cores, kernels, tokens, tell)
+    job, folder, todo = prepare(asked, out, block, tell)
     try:
         from build.corpus_ray import Place, run
     except ImportError as error:
@@ -53,45 +47,21 @@ def encode(
 
 
 def prepare(
-    source: str,
-    model: Path,
-    out: str,
-    resolution: int | None = None,
-    block: int | None = None,
-    cores: int = 1,
-    kernels: str = "auto",
-    tokens: bool = False,
-    tell: Tell = lambda _: None,
+    asked: Asked, out: str, block: int | None, tell: Tell
 ) -> tuple[Job, Folder, list[tuple[Block, int]]]:
     """The job, its folder with the list of all images in it, and the blocks that are not done."""
-    described = manifest.read(model)
-    side = resolution or described.default_resolution
-    if side not in described.resolutions:
-        allowed = ", ".join(map(str, described.resolutions))
-        raise BuildError(f"the resolution must be one of {allowed}; {side} came.")
     folder = Folder(out)
     there = folder.about()
-    about = About(
-        source=source if "://" in source else str(Path(source).absolute()),
-        model=described.digest,
-        recipe=described.recipe,
-        projection=described.projection,
-        resolution=(side, side),
-        dims=described.text_hidden,
-        encoder=__version__,
-        tokens=tokens,
-        block=block or (there.block if there else BLOCK),
-    )
-    found = items(source)
-    folder.begin(about)
+    job = asked.job(out, block or (there.block if there else BLOCK))
+    found = items(asked.source)
+    folder.begin(job.about)
     new = folder.add(found)
-    blocks = folder.blocks(about.block)
+    blocks = folder.blocks(job.about.block)
     done = folder.done()
     todo = [(block, count) for block, count in blocks if block not in done]
     images = sum(count for _, count in blocks)
     left = sum(count for _, count in todo)
     tell(f"{images} images, {new} of them new; {images - left} are done, {left} to do")
-    job = Job(str(model.absolute()), out, about, cores, kernels)
     return job, folder, todo
 
 
@@ -139,37 +109,30 @@ def _positive(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0, also with bad images: their rows tell of them. 1 after one clear sentence."""
     options = arguments(argv)
-    tokens = OUTPUTS[1] in options.outputs
+    asked = Asked(
+        options.source,
+        options.model,
+        options.resolution,
+        options.cores,
+        options.kernels,
+        tokens=OUTPUTS[1] in options.outputs,
+    )
 
-    def tell(line: str) -> None:
-        print(line, flush=True)
-
-    try:
+    def work() -> None:
         file_system(options.source)
         if options.estimate:
-            args = options.model, options.resolution, options.cores, options.kernels, tokens
-            estimate(options.source, options.estimate, *args, tuple(options.price), tell)
-            return 0
-        encode(
-            options.source,
-            options.model,
-            options.out,
-            resolution=options.resolution,
-            block=options.block,
-            cores=options.cores,
-            kernels=options.kernels,
-            tokens=tokens,
-            address=options.address,
-            actors=options.actors,
-            tell=tell,
-        )
-    except (BuildError, SidecarError, OSError) as error:
-        print(f"corpus: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("corpus: interrupted. Run it again to go on where it stopped.", file=sys.stderr)
-        return 130
-    return 0
+            estimate(asked, options.estimate, tuple(options.price), tell)
+        else:
+            encode(
+                asked,
+                options.out,
+                block=options.block,
+                address=options.address,
+                actors=options.actors,
+                tell=tell,
+            )
+
+    return exit_code("corpus", work)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,13 @@
 import itertools
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from build.corpus_plan import About
-from build.corpus_rows import COMPRESSION, BlockEncoder, Job
+from build.corpus_rows import COMPRESSION, Asked, BlockEncoder
 from build.corpus_source import items
 from build.errors import BuildError
-from sidecar import __version__, manifest
 from sidecar.case_store import PADDING, REGION_BLOCK
 from sidecar.places import BASIS_DIMS, REGIONS
 from sidecar.quantised import packed_size
@@ -29,38 +26,29 @@ CASE_BYTES = 24  # CRC, scale, norm, the row of a case
 
 
 def estimate(
-    source: str,
-    count: int,
-    model: Path,
-    resolution: int | None,
-    cores: int,
-    kernels: str,
-    tokens: bool,
-    price: tuple[float, float],
-    tell: Callable[[str], None],
+    asked: Asked, count: int, price: tuple[float, float], tell: Callable[[str], None]
 ) -> None:
-    """Tell what `count` images like those of `source` take. Raises BuildError, ModelInvalid."""
-    described = manifest.read(model)
-    side = resolution or described.default_resolution
-    about = About(
-        source, described.digest, described.recipe, described.projection, (side, side),
-        described.text_hidden, __version__, tokens, SAMPLE,
-    )  # fmt: skip
-    encoder = BlockEncoder(Job(str(model), "", about, cores, kernels))
+    """Tell what `count` images like those of the source take.
+
+    Raises BuildError, ModelInvalid, RequestMalformed.
+    """
+    job = asked.job("", SAMPLE)
+    about = job.about
+    encoder = BlockEncoder(job)
     rows = []
     begun = time.perf_counter()
-    for item in itertools.islice(items(source), SAMPLE):
+    for item in itertools.islice(items(asked.source), SAMPLE):
         rows.append(encoder.row(item))
         if len(rows) >= LEAST and time.perf_counter() - begun > SAMPLE_S:
             break
     spent = time.perf_counter() - begun
     good = sum(row["error"] is None for row in rows)
     if not good:
-        raise BuildError(f"none of the first images of {source} could be encoded.")
+        raise BuildError(f"none of the first images of {asked.source} could be encoded.")
     table = pa.Table.from_pylist(rows, encoder.schema)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression=COMPRESSION)
-    rate = len(rows) / spent * SECONDS / cores
+    rate = len(rows) / spent * SECONDS / asked.cores
     hours = count / rate
     metadata = sum(len(row["id"]) + len(row["metadata"]) for row in rows) / len(rows)
     case = (
@@ -71,7 +59,8 @@ def estimate(
         + metadata
     )
     low, high = sorted(price)
-    tell(f"measured    {len(rows)} images at {side} pixels, {cores} cores: {spent:.1f} s")
+    side, _ = about.resolution
+    tell(f"measured    {len(rows)} images at {side} pixels, {asked.cores} cores: {spent:.1f} s")
     tell(f"speed       {rate:,.0f} images a core and hour, on this machine")
     tell(f"time        {hours:,.1f} core-hours for {count:,} images, {hours / 24:,.1f} core-days")
     tell(f"disk        {_size(count * sink.tell() / len(rows))} of Parquet")

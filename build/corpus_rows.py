@@ -6,6 +6,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from build.corpus_plan import About, Block, Folder
 from build.corpus_source import Item, Reader
-from sidecar import quantised
+from sidecar import __version__, manifest, quantised
 from sidecar.collection import Vectors
 from sidecar.errors import Internal, ResourcesExhausted, SidecarError, exhausted
 from sidecar.manifest import TOKENS
@@ -47,6 +48,35 @@ class Job:
     about: About
     cores: int
     kernels: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the person at the terminal chose about the rows. `resolution` None: the model's own."""
+
+    source: str
+    model: Path
+    resolution: int | None
+    cores: int
+    kernels: str
+    tokens: bool
+
+    def job(self, out: str, block: int) -> Job:
+        """The job of encoding them. Raises ModelInvalid, RequestMalformed."""
+        described = manifest.read(self.model)
+        side = described.side(self.resolution)
+        about = About(
+            source=self.source if "://" in self.source else str(Path(self.source).absolute()),
+            model=described.digest,
+            recipe=described.recipe,
+            projection=described.projection,
+            resolution=(side, side),
+            dims=described.text_hidden,
+            encoder=__version__,
+            tokens=self.tokens,
+            block=block,
+        )
+        return Job(str(self.model.absolute()), out, about, self.cores, self.kernels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 folders, lists and Parquet files, here or in object storage; no encoder, no Ray.
 """
 
-import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 from build.errors import BuildError
 from sidecar.case import check_id, metadata_text
 from sidecar.errors import ImageUnreadable, RequestMalformed, RequestTooLarge, SidecarError
-from sidecar.library import SUFFIXES, image_files
+from sidecar.library import SUFFIXES, csv_rows, image_files
 from sidecar.settings import Limits
 
 MAX_FILE_BYTES = Limits().max_frame_bytes  # what the sidecar takes of a client, too
@@ -118,17 +117,11 @@ def _files(files: pafs.FileSystem, folder: str) -> list[str]:
 def _csv_rows(files: pafs.FileSystem, path: str) -> Iterator[dict[str, Any]]:
     with files.open_input_stream(path) as stream:
         text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
-        table = csv.DictReader(text, restkey="", strict=True)
         try:
-            for row in table:
-                if "" in row or None in row.values():
-                    raise BuildError(
-                        f"line {table.line_num} of the list has another number of columns than "
-                        "the first."
-                    )
+            for _, row in csv_rows(text, "the list's"):
                 yield row
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise BuildError(f"the list is no CSV in UTF-8: {error}.") from error
+        except ValueError as error:
+            raise BuildError(str(error)) from error
 
 
 def _parquet(files: pafs.FileSystem, path: str) -> Iterator[Found]:

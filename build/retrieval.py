@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from build import images
+from build.console import exit_code
 from sidecar import encoder, manifest, places, settings
 from sidecar.case_store import About
 from sidecar.collection import Collection, Vectors
@@ -215,18 +216,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--resolution", type=int, help="default: the model's own")
     parser.add_argument("--write", action="store_true", help="note the choice in the manifest")
     options = parser.parse_args(argv)
-    try:
-        return _measure(options)
-    except (SidecarError, OSError) as error:
-        print(f"retrieval: {error}", file=sys.stderr)
-        return 1
+    return exit_code("retrieval", lambda: _measure(options))
 
 
-def _measure(options: argparse.Namespace) -> int:
+def _measure(options: argparse.Namespace) -> None:
     described = manifest.read(options.model)
-    side = options.resolution or described.default_resolution
-    if side not in described.resolutions:
-        raise OSError(f"the model takes resolutions of {described.resolutions}; {side} came.")
+    side = described.side(options.resolution)
     paths = images.files(options.images)
     if len(paths) < LEAST:
         raise OSError(f"expected at least {LEAST} images in the folder, found {len(paths)}.")
@@ -242,13 +237,12 @@ def _measure(options: argparse.Namespace) -> int:
     if len(encoded.pooled) < ENOUGH:
         print(f"Fewer than {ENOUGH} images: the shares of ten nearest say less than they should.")
     if chosen == described.collections:
-        return 0
+        return
     if not options.write:
         print(f"The manifest says {described.collections}; --write changes that.")
-        return 0
+        return
     manifest.write(replace(described, collections=chosen), options.model)
     print("The manifest is changed, and with it the model's digest.")
-    return 0
 
 
 def _unit(vectors: Floats) -> Floats:

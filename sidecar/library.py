@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
@@ -83,14 +83,12 @@ def _open_to_add(settings: Settings, described: Manifest) -> Collection:
         try:
             there = Collection.open(path, None)
         except CollectionNotFound:
-            side = described.default_resolution
+            pass
         else:
             resolution = there.store.about.resolution
             there.close()
             return Collection.open(path, about(described, resolution))
-    if side not in described.resolutions:
-        allowed = ", ".join(map(str, described.resolutions))
-        raise RequestMalformed(f"the resolution must be one of {allowed}; {side} came.")
+    side = described.side(side)
     return Collection.open(path, about(described, (side, side)), create=True)
 
 
@@ -178,17 +176,7 @@ def metadata_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and rows of CSV or JSON lines. Raises ValueError, OSError."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix.lower() == ".csv":
-            table = csv.DictReader(file, restkey="", strict=True)
-            try:
-                for row in table:
-                    if "" in row or None in row.values():
-                        raise ValueError(
-                            f"the metadata's line {table.line_num} has another number of columns "
-                            "than the first."
-                        )
-                    yield table.line_num, row
-            except csv.Error as error:
-                raise ValueError(f"the metadata are no CSV: {error}.") from error
+            yield from csv_rows(file, "the metadata's")
             return
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -199,6 +187,22 @@ def metadata_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not isinstance(row, dict):
                     raise ValueError(f"the metadata's line {number} is no JSON object.")
                 yield number, row
+
+
+def csv_rows(file: TextIO, whose: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and rows, by the names in the first line. Raises ValueError, which says `whose`
+    line it is.
+    """
+    table = csv.DictReader(file, restkey="", strict=True)
+    try:
+        for row in table:
+            if "" in row or None in row.values():
+                raise ValueError(
+                    f"{whose} line {table.line_num} has another number of columns than the first."
+                )
+            yield table.line_num, row
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{whose} text is no CSV in UTF-8: {error}.") from error
 
 
 def _note_folders(settings: Settings, collection: Collection) -> None:

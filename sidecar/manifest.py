@@ -14,7 +14,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from sidecar.errors import ModelInvalid, exhausted
+from sidecar.errors import ModelInvalid, RequestMalformed, exhausted
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -81,6 +81,17 @@ class Manifest:
     collections: str = "int8"
     format: int = FORMAT
     digest: str = ""  # SHA-256 of manifest.json itself, hence of the whole model; set by `read`
+
+    def side(self, wanted: int | None) -> int:
+        """The side length in pixels that a person asks for, or the default one for None.
+
+        Raises RequestMalformed where the model does not take that.
+        """
+        side = self.default_resolution if wanted is None else wanted
+        if side not in self.resolutions:
+            allowed = ", ".join(map(str, self.resolutions))
+            raise RequestMalformed(f"the resolution must be one of {allowed}; {side} came.")
+        return side
 
 
 def describe(directory: Path, names: Iterable[str]) -> dict[str, File]:
