@@ -15,8 +15,6 @@ from typing import Any
 
 # Before Ray is imported: it reports its usage to its makers, unless it is told not to.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-# Its C++ core warns of how Ray Data itself starts actors.
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
 import ray.data
