@@ -235,6 +235,12 @@ TOKENS = helper.make_node("QuantiseTokens", ["x"], ["t", "ts"], domain=DOMAIN)
 FIRST, SECOND = ["w1", "s1", "b1"], ["w2", "s2", "b2"]
 
 
+def mlp(*more: str, activation: str = "Gelu") -> onnx.NodeProto:
+    """`more`: the factors and the residual."""
+    inputs = ["t", "ts", *FIRST, *SECOND, *more]
+    return helper.make_node("Mlp", inputs, ["result"], domain=DOMAIN, activation=activation)
+
+
 @pytest.mark.parametrize("tokens", [5, 800], ids=["few tokens", "many tokens"])
 def test_mlp_gives_the_very_numbers_of_its_steps(tokens: int) -> None:
     steps = [
@@ -244,27 +250,17 @@ def test_mlp_gives_the_very_numbers_of_its_steps(tokens: int) -> None:
         helper.make_node("Linear", ["ht", "hts", *SECOND], ["y"], domain=DOMAIN, activation="none"),
         helper.make_node("Add", ["x", "y"], ["result"]),
     ]
-    mlp = helper.make_node(
-        "Mlp",
-        ["t", "ts", *FIRST, *SECOND, "factors", "x"],
-        ["result"],
-        domain=DOMAIN,
-        activation="Gelu",
-    )
     arrays = mlp_inputs(tokens, 20, 70)
     [expected] = operators(steps, arrays).run(None, arrays)
-    [found] = operators([TOKENS, mlp], arrays).run(None, arrays)
+    [found] = operators([TOKENS, mlp("factors", "x")], arrays).run(None, arrays)
     assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("residual", [[], ["", "x"]], ids=["without residual", "with residual"])
 def test_mlp_needs_no_factors(residual: list[str]) -> None:
     arrays = mlp_inputs(5, 20, 70)
-    mlp = helper.make_node(
-        "Mlp", ["t", "ts", *FIRST, *SECOND, *residual], ["result"], domain=DOMAIN, activation="none"
-    )
     arrays.pop("factors")
-    [found] = operators([TOKENS, mlp], arrays).run(None, arrays)
+    [found] = operators([TOKENS, mlp(*residual, activation="none")], arrays).run(None, arrays)
     hidden = arrays["x"].astype(np.float64) @ arrays["w1"] * arrays["s1"] + arrays["b1"]
     expected = (
         hidden @ arrays["w2"] * arrays["s2"] + arrays["b2"] + (arrays["x"] if residual else 0)
@@ -285,15 +281,8 @@ def test_what_mlp_cannot_do_is_said_in_a_sentence(
     name: str, array: np.ndarray, sentence: str
 ) -> None:
     arrays = {**mlp_inputs(5, 20, 70), "more": np.ones((1, 5, 20), np.float32), name: array}
-    mlp = helper.make_node(
-        "Mlp",
-        ["t", "ts", *FIRST, *SECOND, "factors", "more"],
-        ["result"],
-        domain=DOMAIN,
-        activation="Gelu",
-    )
     with pytest.raises(Exception, match=sentence):
-        operators([TOKENS, mlp], arrays).run(None, arrays)
+        operators([TOKENS, mlp("factors", "more")], arrays).run(None, arrays)
 
 
 def test_layer_norm_and_quantising_in_one_agree_with_onnxruntimes_layer_norm() -> None:
