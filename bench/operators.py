@@ -85,7 +85,8 @@ def rows(times: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     for name, milliseconds in new.items():
         before = [side[name] for side in old if name in side]
         cells = [number(time, 3) for time in (*before, milliseconds)]
-        ratio = [f"{time / milliseconds:.2f}" for time in before if milliseconds]
+        # 0.0: less than is printed.
+        ratio = [f"{time / milliseconds:.2f}" if milliseconds else "" for time in before]
         missing = [""] * (len(old) - len(before))
         found.append([name, *missing, *cells, *(ratio or missing)])
     return found

@@ -37,3 +37,8 @@ def test_old_and_new_stand_in_one_row_with_their_ratio() -> None:
 
 def test_without_an_older_commit_there_is_no_ratio() -> None:
     assert rows({"now": {"fc2, NEON": 10.0}}) == [["fc2, NEON", "10.000"]]
+
+
+def test_a_time_too_short_to_print_has_no_ratio() -> None:
+    times = {"old": {"bytes, AVX2": 0.1}, "now": {"bytes, AVX2": 0.0}}
+    assert rows(times) == [["bytes, AVX2", "0.100", "0.000", ""]]
