@@ -62,7 +62,7 @@ export class Library {
   readonly #work: LibraryWork;
   readonly #similar = new Map<Item, Similar>();
   readonly #encodings = new Map<Item, RendererEncoding>();
-  readonly #ids = new Map<Blob, Promise<string>>();
+  readonly #ids = new WeakMap<Blob, Promise<string>>();
   #searching: Item | undefined;
   #imports = 0;
   #version = 0;
