@@ -34,9 +34,13 @@ constexpr size_t kTasksPerThread = 8;  // so that no core waits long for the las
 constexpr size_t kTaskPanels = 6;
 constexpr size_t kTaskWeightBytes = 700'000;
 
+// Whether what follows the dot products is done between those of the next tile. With fewer
+// registers than AVX512 has, the sums would have to make room.
+constexpr bool kOverlaps = HWY_TARGET <= HWY_AVX3_DL;
+
 // Tokens of one task that multiplies by two layers' weights, at least and at most.
-constexpr size_t kMinBlockTokens = 96;
-constexpr size_t kMaxBlockTokens = 192;
+constexpr size_t kMinBlockTokens = 64;
+constexpr size_t kMaxBlockTokens = 96;
 
 // `load(i)` gives the token's numbers from the i-th on, a vector of them; beyond the end it gives
 // zero. So zero always counts as one of the numbers.
@@ -255,9 +259,9 @@ class Layer {
   struct Scratch {
     Scratch(const Layer& layer, Arena& arena)
         : tokens(arena.Allocate<Lhs>(kMR * layer.groups_ * kGroup)),
-          tile(arena.Allocate<float>(kMR * kTileWidth)) {}
-    Lhs* tokens;  // the last few, filled up to kMR
-    float* tile;  // [kMR, kTileWidth] of the result, before the activation
+          tiles{arena.Allocate<float>(kMR * kTileWidth), arena.Allocate<float>(kMR * kTileWidth)} {}
+    Lhs* tokens;      // the last few, filled up to kMR
+    float* tiles[2];  // each [kMR, kTileWidth] of the result, before the activation
   };
 
   // The weights of some panels, in the order in which MultiplyTile reads them. They are packed anew
@@ -274,17 +278,17 @@ class Layer {
   // do. So a row of the result is visited once for all of them; each visit may cost a page walk.
   void Multiply(size_t begin, size_t end, const int8_t* packed, const Block& block,
                 const Scratch& scratch, Ahead ahead) const {
-    for (size_t token = 0; token < block.tokens; token += kMR) {
-      const size_t count = std::min(kMR, block.tokens - token);
-      const Lhs* const rows = Rows(block, token, count, scratch);
-      const int8_t* panel = packed;
-      ForEachPanelOf(begin, end, [&](auto vectors, size_t first) HWY_ATTR {
-        MultiplyTokens<decltype(vectors)::value>(rows, panel, block, token, count, first, scratch,
-                                                 ahead.Next(groups_));
-        panel += PanelBytes(vectors);
-      });
+    switch (activation_) {
+      case Activation::kNone:
+        return Multiply(begin, end, packed, block, scratch, ahead,
+                        [](Float x) HWY_ATTR { return x; });
+      case Activation::kGelu:
+        return Multiply(begin, end, packed, block, scratch, ahead,
+                        [](Float x) HWY_ATTR { return Gelu(x); });
+      case Activation::kFastGelu:
+        return Multiply(begin, end, packed, block, scratch, ahead,
+                        [](Float x) HWY_ATTR { return FastGelu(x); });
     }
-    if (!block.cached) hwy::FlushStream();
   }
 
  private:
@@ -340,16 +344,92 @@ class Layer {
     return scratch.tokens;
   }
 
-  template <size_t kVectors>
+  // A tile whose sums are known. What is left to do, a vector of numbers after the other, is done
+  // between the dot products of the next tile.
+  template <class Function>
+  struct Unfinished {
+    // Called after each of the next tile's groups.
+    HWY_INLINE void operator()(size_t group) {
+      if (ahead != nullptr) __builtin_prefetch(ahead + group * kCacheLine, 0, 2);
+      if (!kOverlaps || group < next) return;
+      next += stride;
+      if (row == count) return;
+      Finish(row, column);
+      column += kLanes;
+      if (column < width) return;
+      column = 0;
+      ++row;
+    }
+
+    HWY_INLINE void Finish() {
+      const Unfinished rest = *this;  // a copy, which registers can hold
+      size_t i = column;
+      for (size_t r = row; r < rest.count; ++r, i = 0) {
+        for (; i < rest.width; i += kLanes) rest.Finish(r, i);
+      }
+      row = count;
+    }
+
+    // A result that the caches cannot hold goes past them in whole vectors, so that nothing is
+    // fetched only to be overwritten.
+    HWY_INLINE void Finish(size_t r, size_t i) const {
+      const Floats floats;
+      Float number = function(hn::Load(floats, tile + r * kTileWidth + i));
+      const size_t at = r * outputs + i;
+      if (residual != nullptr) number = hn::Add(number, LoadUpTo(residual + at, width - i));
+      float* const to = result + at;
+      if (i + kLanes > width) {
+        hn::StoreN(number, floats, to, width - i);
+      } else if (stream && reinterpret_cast<uintptr_t>(to) % (kLanes * sizeof(float)) == 0) {
+        hn::Stream(number, floats, to);
+      } else {
+        hn::StoreU(number, floats, to);
+      }
+    }
+
+    Function function;
+    size_t outputs;                   // between two rows of the result
+    bool stream;                      // past the caches
+    const float* tile;                // [count, kTileWidth]
+    const float* residual = nullptr;  // [count, outputs] from the tile's first number on, or null
+    float* result = nullptr;          // the same
+    size_t count = 0, width = 0;
+    size_t row = 0, column = 0;     // of the next vector
+    size_t next = 0, stride = 0;    // the group after which that is finished; from one to the next
+    const int8_t* ahead = nullptr;  // cache lines needed soon, one for each group, or null
+  };
+
+  template <class Function>
+  void Multiply(size_t begin, size_t end, const int8_t* packed, const Block& block,
+                const Scratch& scratch, Ahead ahead, const Function& function) const {
+    Unfinished<Function> unfinished{function, outputs_, !block.cached, scratch.tiles[1]};
+    for (size_t token = 0; token < block.tokens; token += kMR) {
+      const size_t count = std::min(kMR, block.tokens - token);
+      const Lhs* const rows = Rows(block, token, count, scratch);
+      const int8_t* panel = packed;
+      ForEachPanelOf(begin, end, [&](auto vectors, size_t first) HWY_ATTR {
+        unfinished.ahead = ahead.Next(groups_);
+        MultiplyTokens<decltype(vectors)::value>(rows, panel, block, token, count, first, scratch,
+                                                 unfinished);
+        panel += PanelBytes(vectors);
+      });
+    }
+    unfinished.Finish();
+    if (!block.cached) hwy::FlushStream();
+  }
+
+  template <size_t kVectors, class Function>
   void MultiplyTokens(const Lhs* rows, const int8_t* panel, const Block& block, size_t token,
                       size_t count, size_t first, const Scratch& scratch,
-                      const int8_t* ahead) const {
+                      Unfinished<Function>& unfinished) const {
     const Floats floats;
     const size_t output = first * kLanes;
     const size_t width = std::min(kVectors * kLanes, outputs_ - output);
-    if (block.residual != nullptr) {  // it arrives while the tile is multiplied
+    const size_t at = token * outputs_ + output;
+    const float* const residual = block.residual == nullptr ? nullptr : block.residual + at;
+    if (residual != nullptr) {  // it arrives while the tile is multiplied
       for (size_t r = 0; r < count; ++r) {
-        const float* const row = block.residual + (token + r) * outputs_ + output;
+        const float* const row = residual + r * outputs_;
         for (size_t i = 0; i < width; i += kCacheLine / sizeof(float)) hwy::Prefetch(row + i);
       }
     }
@@ -357,7 +437,8 @@ class Layer {
     const float* const scales = scales_ + output;
     const float* const sums_of_weights = sums_ + output;
     const float* const bias = bias_ + output;
-    float* const tile = scratch.tile;
+    float* const tile = scratch.tiles[unfinished.tile == scratch.tiles[0] ? 1 : 0];
+    unfinished.next = unfinished.stride = std::max<size_t>(1, groups_ / (kMR * kNR + 1));
     MultiplyTile<Product, kVectors>(
         rows, groups_ * kGroup, panel, groups_, [](size_t) HWY_ATTR { return hn::Zero(Ints()); },
         [=](size_t r, const Int(&sums)[kVectors]) HWY_ATTR {
@@ -375,45 +456,15 @@ class Layer {
                       tile + r * kTileWidth + v * kLanes);
           }
         },
-        ahead);
-    switch (activation_) {
-      case Activation::kNone:
-        return StoreTile(block, token, count, output, width, tile,
-                         [](Float x) HWY_ATTR { return x; });
-      case Activation::kGelu:
-        return StoreTile(block, token, count, output, width, tile,
-                         [](Float x) HWY_ATTR { return Gelu(x); });
-      case Activation::kFastGelu:
-        return StoreTile(block, token, count, output, width, tile,
-                         [](Float x) HWY_ATTR { return FastGelu(x); });
-    }
-  }
-
-  // A result that the caches cannot hold goes past them in whole vectors, so that nothing is
-  // fetched only to be overwritten.
-  template <class Function>
-  void StoreTile(const Block& block, size_t token, size_t count, size_t output, size_t width,
-                 const float* tile, const Function& function) const {
-    const Floats floats;
-    for (size_t r = 0; r < count; ++r) {
-      const float* const from = tile + r * kTileWidth;
-      const size_t at = (token + r) * outputs_ + output;
-      float* const to = block.result + at;
-      const bool aligned = reinterpret_cast<uintptr_t>(to) % (kLanes * sizeof(float)) == 0;
-      for (size_t i = 0; i < width; i += kLanes) {
-        Float number = function(hn::Load(floats, from + i));
-        if (block.residual != nullptr) {
-          number = hn::Add(number, LoadUpTo(block.residual + at + i, width - i));
-        }
-        if (i + kLanes > width) {
-          hn::StoreN(number, floats, to + i, width - i);
-        } else if (aligned && !block.cached) {
-          hn::Stream(number, floats, to + i);
-        } else {
-          hn::StoreU(number, floats, to + i);
-        }
-      }
-    }
+        unfinished);
+    unfinished.Finish();
+    unfinished.tile = tile;
+    unfinished.residual = residual;
+    unfinished.result = block.result + at;
+    unfinished.count = count;
+    unfinished.width = width;
+    unfinished.row = unfinished.column = 0;
+    if (!kOverlaps) unfinished.Finish();
   }
 
   const size_t inputs_;

@@ -151,20 +151,22 @@ struct Pairs {
 };
 #endif
 
+struct Nothing {
+  HWY_INLINE void operator()(size_t) const {}
+};
+
 // Multiplies kMR rows by a packed panel of kVectors vectors of columns.
 //
 // `lhs` holds the rows, `lhs_stride` bytes apart, each of `groups` groups. `panel` holds, group
 // after group, kVectors vectors: lane j of vector v is that group of column v * kLanes + j. So each
 // step loads the panel straight on, and one group of each row. `start(v)` is what an accumulator of
 // vector v begins with; `epilogue(row, sums)` takes a row's in the end. Both are copied: else what
-// they hold would be loaded again after each float that is stored. Never inlined: the registers are
-// all ours.
-//
-// `ahead` are cache lines that will be needed soon, one for each group, or null.
-template <class Product, size_t kVectors, class Start, class Epilogue>
+// they hold would be loaded again after each float that is stored. `between(group)` is called after
+// each group, for what can be done beside dot products. Never inlined: the registers are all ours.
+template <class Product, size_t kVectors, class Start, class Epilogue, class Between = Nothing>
 HWY_NOINLINE void MultiplyTile(const typename Product::Lhs* lhs, size_t lhs_stride,
                                const int8_t* panel, size_t groups, const Start start,
-                               const Epilogue epilogue, const int8_t* ahead = nullptr) {
+                               const Epilogue epilogue, Between&& between = {}) {
   const Ints ints;
   Int sums[kMR][kVectors];
   VK_UNROLL
@@ -189,7 +191,7 @@ HWY_NOINLINE void MultiplyTile(const typename Product::Lhs* lhs, size_t lhs_stri
       }
     }
     panel += kVectors * kLanes * kGroupBytes;
-    if (ahead != nullptr) __builtin_prefetch(ahead + group * kCacheLine, 0, 2);
+    between(group);
   }
   VK_UNROLL
   for (size_t row = 0; row < kMR; ++row) {
