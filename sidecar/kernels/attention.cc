@@ -28,10 +28,6 @@ namespace HWY_NAMESPACE {
 
 #if VK_SERVED
 
-// Where 32 registers of 512 bits hold two tiles' sums, softmax and dot products are interleaved.
-#undef VK_PIPELINED
-#define VK_PIPELINED (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL)
-
 constexpr size_t kBlockQueries = 120;  // of a task: whole strips, whose sums stay in the L2 cache
 constexpr size_t kBlockGroups = kBlockKeys / kGroup;
 constexpr size_t kPanelKeys = kNR * kLanes;

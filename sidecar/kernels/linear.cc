@@ -34,10 +34,6 @@ constexpr size_t kTasksPerThread = 8;  // so that no core waits long for the las
 constexpr size_t kTaskPanels = 6;
 constexpr size_t kTaskWeightBytes = 700'000;
 
-// Whether what follows the dot products is done between those of the next tile. With fewer
-// registers than AVX512 has, the sums would have to make room.
-constexpr bool kOverlaps = HWY_TARGET <= HWY_AVX3_DL;
-
 // Tokens of one task that multiplies by two layers' weights, at least and at most.
 constexpr size_t kMinBlockTokens = 64;
 constexpr size_t kMaxBlockTokens = 96;
@@ -345,13 +341,13 @@ class Layer {
   }
 
   // A tile whose sums are known. What is left to do, a vector of numbers after the other, is done
-  // between the dot products of the next tile.
+  // between the dot products of the next tile, or at once where the sums would have to make room.
   template <class Function>
   struct Unfinished {
     // Called after each of the next tile's groups.
     HWY_INLINE void operator()(size_t group) {
       if (ahead != nullptr) __builtin_prefetch(ahead + group * kCacheLine, 0, 2);
-      if (!kOverlaps || group < next) return;
+      if (!VK_PIPELINED || group < next) return;
       next += stride;
       if (row == count) return;
       Finish(row, column);
@@ -464,7 +460,7 @@ class Layer {
     unfinished.count = count;
     unfinished.width = width;
     unfinished.row = unfinished.column = 0;
-    if (!kOverlaps) unfinished.Finish();
+    if (!VK_PIPELINED) unfinished.Finish();
   }
 
   const size_t inputs_;

@@ -35,6 +35,10 @@
 #define VK_SERVED 0
 #endif
 
+// Whether 32 registers of 512 bits leave room for what is not a dot product between dot products.
+#undef VK_PIPELINED
+#define VK_PIPELINED (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL)
+
 // The tests may run the code for AVX-VNNI with the same instruction's encoding for AVX512-VNNI.
 #ifdef VISION_KERNELS_TEST_VNNI
 #define VK_VEX ""
