@@ -371,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for file in report.files:
             tell(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
 
-    return exit_code("collection", work)
+    return exit_code("collection", work, resumes=True)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,18 @@ def tell(line: str) -> None:
     print(line, flush=True)
 
 
-def exit_code(name: str, work: Callable[[], None]) -> int:
-    """0; 1 after one clear sentence; 130 where the person interrupted. `work` may be run again."""
+def exit_code(name: str, work: Callable[[], None], *, resumes: bool) -> int:
+    """0; 1 after one clear sentence; 130 where the person interrupted.
+
+    `resumes`: run again, `work` goes on where it stopped.
+    """
     try:
         work()
     except (BuildError, SidecarError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{name}: interrupted. Run it again to go on where it stopped.", file=sys.stderr)
+        again = " Run it again to go on where it stopped." if resumes else ""
+        print(f"{name}: interrupted.{again}", file=sys.stderr)
         return 130
     return 0

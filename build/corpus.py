@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 tell=tell,
             )
 
-    return exit_code("corpus", work)
+    return exit_code("corpus", work, resumes=True)
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--resolution", type=int, help="default: the model's own")
     parser.add_argument("--write", action="store_true", help="note the choice in the manifest")
     options = parser.parse_args(argv)
-    return exit_code("retrieval", lambda: _measure(options))
+    return exit_code("retrieval", lambda: _measure(options), resumes=False)
 
 
 def _measure(options: argparse.Namespace) -> None:
