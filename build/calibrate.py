@@ -188,15 +188,16 @@ class Calibrate:
 
     def __call__(self, inputs: Inputs, out: Path) -> None:
         checkpoint = inputs[Artifact.CHECKPOINT]
-        encoder = load(checkpoint, self.projection, attention=PACKED)
-        tower = encoder.tower
         batches = [torch.from_numpy(pixels) for pixels in self._batches(read_geometry(checkpoint))]
-        importance = self.importance(encoder, batches[-1])
+        importance = self.importance(checkpoint, batches[-1])
+        encoder = load(checkpoint, self.projection, attention=PACKED, stored_layers=True)
+        tower = encoder.tower
         linears: list[QuantisedLinear] = []
         folded: dict[str, Any] = {}
         with torch.inference_mode():
             exact = actual = pack([_embed(tower, pixels) for pixels in batches])
-            for number, layer in enumerate(inputs.progress(tower.encoder.layers, "layers")):
+            for number, stored in enumerate(inputs.progress(tower.encoder.layers, "layers")):
+                layer = copy.deepcopy(stored).float()
                 name = f"tower.encoder.layers.{number}"
                 exact, actual, quantised = self.layer(layer, name, exact, actual, importance)
                 lowered, parameters = fold(layer, quantised, name)
@@ -214,7 +215,7 @@ class Calibrate:
         """
         return {}
 
-    def importance(self, _encoder: VisionEncoderWrapper, _pixels: Tensor) -> Importance:
+    def importance(self, _checkpoint: Path, _pixels: Tensor) -> Importance:
         """By linear layer, how much each output counts [out]; here GPTQ does not ask."""
         return {}
 

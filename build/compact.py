@@ -8,14 +8,15 @@ lost. Only what differs from `calibrate.py` lives here.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from build.artifacts import POSITIONS, PROJECTION, Projection, Scheme, Table
-from build.calibrate import Calibrate, Importance, Packed, Simulated, Site, mean, pack
+from build.calibrate import PACKED, Calibrate, Importance, Packed, Simulated, Site, mean, pack
 from build.gptq import factorise, gptq, hessian, thrifty
-from build.reference import VisionEncoderWrapper
+from build.reference import VisionEncoderWrapper, load
 
 CHUNK = 4096  # tokens at once, which bounds the memory
 UNIT = 2e-3  # of `rate_step`
@@ -40,41 +41,10 @@ class Compact(Calibrate):
     projection: Projection = "projector"
     position: float = 16.0  # of the positions' step: an error in one reaches one token of them all
 
-    def importance(self, encoder: VisionEncoderWrapper, pixels: Tensor) -> Importance:
-        """By linear layer: the mean square of the gradient of the model's output, [out].
-
-        The output is each token's direction; random weights on it stand for all of it.
-        """
-        random = torch.Generator().manual_seed(self.seed)
-        squares: dict[str, Tensor] = {}
-        outputs: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Callable[..., None]:
-            return lambda _module, _arguments, output: outputs.update({name: output})
-
-        handles = [
-            module.register_forward_hook(keep(name))
-            for name, module in encoder.named_modules()
-            if isinstance(module, nn.Linear)
-        ]
-        handles.append(encoder.tower.embeddings.register_forward_hook(keep(POSITIONS)))
-        parts = pixels[:PROBES].split(TOGETHER)
-        for part in parts:
-            with torch.enable_grad():
-                projected, _, _ = encoder(part.clone().requires_grad_())
-                outputs[PROJECTION] = projected
-                direction = nn.functional.normalize(projected, dim=-1)
-                weight = torch.randn(direction.shape, generator=random)
-                shared = (direction.shape[0], 1, direction.shape[2])
-                weight += COMMON * torch.randn(shared, generator=random)
-                gradients = torch.autograd.grad((direction * weight).sum(), list(outputs.values()))
-            for name, gradient in zip(outputs, gradients, strict=True):
-                square = gradient.flatten(0, -2).square().sum(0).double()
-                squares[name] = squares.get(name, torch.zeros(())) + square
-            outputs.clear()
-        for handle in handles:
-            handle.remove()
-        return {name: square / len(pixels[:PROBES]) for name, square in squares.items()}
+    def importance(self, checkpoint: Path, pixels: Tensor) -> Importance:
+        """By linear layer: the mean square of the gradient of the model's output, [out]."""
+        encoder = load(checkpoint, self.projection, attention=PACKED)
+        return squared_gradients(encoder, pixels[:PROBES], self.seed)
 
     def quantise(self, site: Site) -> list[Simulated]:
         """A group's layers in integers that compress."""
@@ -136,6 +106,47 @@ class Compact(Calibrate):
             PROJECTION: table(projection.integers, projection.scale[None]),
             POSITIONS: table(integers.T, scale[:, None]),
         }
+
+
+def squared_gradients(encoder: VisionEncoderWrapper, pixels: Tensor, seed: int) -> Importance:
+    """By linear layer: the mean square of the gradient of the model's output, [out].
+
+    The output is each token's direction; random weights on it stand for all of it.
+    """
+    random = torch.Generator().manual_seed(seed)
+    squares: dict[str, Tensor] = {}
+    for part in pixels.split(TOGETHER):
+        for name, gradient in _gradients(encoder, part, random).items():
+            square = gradient.flatten(0, -2).square().sum(0).double()
+            squares[name] = squares.get(name, torch.zeros(())) + square
+    return {name: square / len(pixels) for name, square in squares.items()}
+
+
+def _gradients(
+    encoder: VisionEncoderWrapper, pixels: Tensor, random: torch.Generator
+) -> dict[str, Tensor]:
+    """Of a random sum of the output's directions, by each linear layer's output."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda _module, _arguments, output: outputs.update({name: output})
+
+    kept = {
+        name: module for name, module in encoder.named_modules() if isinstance(module, nn.Linear)
+    }
+    kept[POSITIONS] = encoder.tower.embeddings
+    handles = [module.register_forward_hook(keep(name)) for name, module in kept.items()]
+    with torch.enable_grad():
+        projected, _, _ = encoder(pixels.clone().requires_grad_())
+        outputs[PROJECTION] = projected
+        direction = nn.functional.normalize(projected, dim=-1)
+        weight = torch.randn(direction.shape, generator=random)
+        shared = (direction.shape[0], 1, direction.shape[2])
+        weight += COMMON * torch.randn(shared, generator=random)
+        gradients = torch.autograd.grad((direction * weight).sum(), list(outputs.values()))
+    for handle in handles:
+        handle.remove()
+    return dict(zip(outputs, gradients, strict=True))
 
 
 def table(integers: Tensor, scale: Tensor) -> Table:

@@ -5,6 +5,7 @@ ONNX Runtime: its fused attention never holds the matrix of all scores, and its 
 over memory. They exist only while exporting; PyTorch cannot run them. Nothing is quantised here.
 """
 
+import gc
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 import torch
+from onnxscript.rewriter import rewrite
 from torch import Tensor, nn
 from torch.export import Dim
 from transformers import AttentionInterface, SiglipVisionModel
@@ -50,6 +52,19 @@ class Export:
         model = _export(encoder, read_geometry(checkpoint), self.fused)
         name_nodes(model)
         graph.save(model, out / FLOAT)
+        forget()
+
+
+def forget() -> None:
+    """Let go of the exported model: onnxscript's rewrite rules keep the last graph that they saw.
+
+    With its weights, which are gigabytes. So the rules are given a graph of one node.
+    """
+    x = ir.Value(name="x")
+    node = ir.node("Identity", [x])
+    small = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": OPSET})
+    rewrite(ir.Model(small, ir_version=10))
+    gc.collect()
 
 
 def name_nodes(model: ir.Model) -> None:

@@ -16,6 +16,7 @@ from build.artifacts import CONFIG, WEIGHTS, Projection
 from sidecar.manifest import GRID, TOKENS
 
 TOWER = "vision_tower."
+LAYERS = "vision_tower.encoder.layers."
 WEIGHT = "multi_modal_projector.mm_input_projection_weight"
 NORM = "multi_modal_projector.mm_soft_emb_norm.weight"
 
@@ -75,15 +76,21 @@ def load(
     *,
     half: bool = False,
     attention: str = "sdpa",
+    stored_layers: bool = False,
 ) -> VisionEncoderWrapper:
     """Build the encoder in FP32 from the artefact CHECKPOINT.
 
     `half` rounds the weights to FP16 first; `attention` is one of Transformers' implementations.
+    `stored_layers` leaves the encoder layers as they are stored, to be used one by one: in FP32
+    they take gigabytes.
     """
     tensors = load_file(checkpoint / WEIGHTS)
     if half:
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
-    tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    tensors = {
+        name: tensor if stored_layers and name.startswith(LAYERS) else tensor.float()
+        for name, tensor in tensors.items()
+    }
     config = Gemma3Config.from_dict(json.loads((checkpoint / CONFIG).read_text("utf-8")))
     vision = config.vision_config
     vision.vision_use_head = False
