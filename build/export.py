@@ -46,13 +46,15 @@ class Export:
     writes: ClassVar = Artifact.FLOAT_GRAPH
 
     def __call__(self, inputs: Inputs, out: Path) -> None:
-        checkpoint = inputs[Artifact.CHECKPOINT]
+        graph.save(self._model(inputs[Artifact.CHECKPOINT]), out / FLOAT)
+        forget()
+
+    def _model(self, checkpoint: Path) -> ir.Model:
         attention = FUSED if self.fused else "eager"
         encoder = load(checkpoint, self.projection, half=self.half, attention=attention)
         model = _export(encoder, read_geometry(checkpoint), self.fused)
         name_nodes(model)
-        graph.save(model, out / FLOAT)
-        forget()
+        return model
 
 
 def forget() -> None:
