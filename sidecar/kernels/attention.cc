@@ -71,6 +71,7 @@ class FlashAttention {
                  size_t threads)
       : shape_(shape),
         tensors_(tensors),
+        threads_(threads),
         padded_width_(hwy::RoundUpTo(shape.width, kLanes)),
         groups_(hwy::DivCeil(shape.width, kGroup)),
         blocks_(hwy::DivCeil(shape.tokens, kBlockKeys)),
@@ -137,9 +138,13 @@ class FlashAttention {
   void Pack(size_t image, size_t block, size_t thread) {
     Scratch scratch(*this, thread);
     const size_t begin = image * shape_.heads, end = begin + shape_.heads;
-    for (size_t head = begin; head < end; ++head) PackKeys(head, block, scratch);
-    for (size_t head = begin; head < end; ++head) PackValues(head, block, scratch);
-    for (size_t head = begin; head < end; ++head) QuantizeQueries(head, block);
+    Ahead values = BlockOf(tensors_.values, image, block);
+    Ahead queries = BlockOf(tensors_.queries, image, block);
+    for (size_t head = begin; head < end; ++head) PackKeys(head, block, values, scratch);
+    for (size_t head = begin; head < end; ++head) PackValues(head, block, queries, scratch);
+    // Of the block that this thread probably packs next.
+    Ahead keys = BlockOf(tensors_.keys, image, std::min(block + threads_, blocks_ - 1));
+    for (size_t head = begin; head < end; ++head) QuantizeQueries(head, block, keys);
   }
 
   // One block of queries, of a head that is packed.
@@ -273,16 +278,33 @@ class FlashAttention {
     return (row * shape_.heads + head % shape_.heads) * shape_.width;
   }
 
-  // Keys become integers, each key with a scale of its own, in panels of columns.
-  void PackKeys(size_t head, size_t block, Scratch& scratch) {
+  size_t Stride() const { return shape_.heads * shape_.width; }  // from one token to the next
+
+  // A block of tokens, of all heads of an image.
+  Ahead BlockOf(const float* tensor, size_t image, size_t block) const {
+    const size_t first = block * kBlockKeys, end = std::min(shape_.tokens, first + kBlockKeys);
+    const float* const tokens = tensor + image * shape_.tokens * Stride();
+    return {reinterpret_cast<const int8_t*>(tokens + first * Stride()),
+            reinterpret_cast<const int8_t*>(tokens + end * Stride())};
+  }
+
+  // Of one head's numbers for one token, with its neighbours' share of the first and the last.
+  size_t LinesOfHead() const { return hwy::DivCeil(shape_.width * sizeof(float), kCacheLine); }
+
+  // Keys become integers, each key with a scale of its own, in panels of columns. What comes next
+  // is fetched meanwhile, in the order in which it lies in memory.
+  void PackKeys(size_t head, size_t block, Ahead& next, Scratch& scratch) {
     const Floats floats;
     const size_t number = Number(head, block);
     int8_t* const panels = keys_ + number * KeyBytes();
     const float* const means = key_means_ + head * padded_width_;
+    const size_t begin = block * kBlockKeys;
+    const float* const keys = tensors_.keys + Offset(head, begin);
+    const size_t lines = LinesOfHead();
     for (size_t key = 0; key < kBlockKeys; ++key) {
       // The last token is repeated to fill the last block; `last_keys_` takes its probability away.
-      const size_t token = std::min(block * kBlockKeys + key, shape_.tokens - 1);
-      const float* const from = tensors_.keys + Offset(head, token);
+      const float* const from = keys + std::min(key, shape_.tokens - 1 - begin) * Stride();
+      next.Fetch(lines);
       const auto centred = [&](size_t i) HWY_ATTR {
         return hn::Sub(LoadUpTo(from + i, shape_.width - i), hn::Load(floats, means + i));
       };
@@ -349,9 +371,9 @@ class FlashAttention {
   }
 
   // Values become integers, with a scale for each channel of the block.
-  void PackValues(size_t head, size_t block, Scratch& scratch) {
+  void PackValues(size_t head, size_t block, Ahead& next, Scratch& scratch) {
     for (size_t channel = 0; channel < padded_width_; channel += kChains * kLanes) {
-      QuantizeChannels(head, block, channel, scratch);
+      QuantizeChannels(head, block, channel, next, scratch);
     }
     const size_t number = Number(head, block);
     int8_t* const to = values_ + number * ValueBytes();
@@ -404,7 +426,8 @@ class FlashAttention {
 
   // kChains vectors of channels from `channel` on, less their means. Part of a value's rounding
   // error is carried to the next key: where neighbours weigh about the same, the errors cancel.
-  void QuantizeChannels(size_t head, size_t block, size_t channel, Scratch& scratch) const {
+  void QuantizeChannels(size_t head, size_t block, size_t channel, Ahead& next,
+                        Scratch& scratch) const {
     const Floats floats;
     const size_t first = block * kBlockKeys;
     const size_t count = std::min(kBlockKeys, shape_.tokens - first);
@@ -417,13 +440,15 @@ class FlashAttention {
       reach[c] = hn::Set(floats, kSmallest);
       error[c] = hn::Zero(floats);
     }
+    const float* const values = tensors_.values + Offset(head, first);
     const auto load = [&](size_t key, size_t c) HWY_ATTR {  // repeats the last one
       const size_t at = std::min(shape_.width, channel + c * kLanes);
-      const size_t token = first + std::min(key, count - 1);
-      const float* const from = tensors_.values + Offset(head, token) + at;
+      const float* const from = values + std::min(key, count - 1) * Stride() + at;
       return hn::Sub(LoadUpTo(from, shape_.width - at), mean[c]);
     };
+    const size_t lines = LinesOfHead();
     for (size_t key = 0; key < count; ++key) {
+      next.Fetch(lines);
       VK_UNROLL
       for (size_t c = 0; c < kChains; ++c) reach[c] = hn::Max(reach[c], hn::Abs(load(key, c)));
     }
@@ -451,12 +476,15 @@ class FlashAttention {
   }
 
   // Queries become integers, each with a scale of its own; the last is repeated to fill a strip.
-  void QuantizeQueries(size_t head, size_t block) {
+  void QuantizeQueries(size_t head, size_t block, Ahead& next) {
     const Floats floats;
     constexpr float kLog2E = 1.44269504f;  // the softmax is made of powers of two
     const size_t end = block + 1 == blocks_ ? padded_tokens_ : (block + 1) * kBlockKeys;
+    const float* const queries = tensors_.queries + Offset(head, 0);
+    const size_t lines = LinesOfHead();
     for (size_t row = block * kBlockKeys; row < end; ++row) {
-      const float* const query = tensors_.queries + Offset(head, std::min(row, shape_.tokens - 1));
+      const float* const query = queries + std::min(row, shape_.tokens - 1) * Stride();
+      next.Fetch(lines);
       Float largest = hn::Zero(floats);
       for (size_t i = 0; i < shape_.width; i += kLanes) {
         largest = hn::Max(largest, hn::Abs(LoadUpTo(query + i, shape_.width - i)));
@@ -1063,6 +1091,7 @@ class FlashAttention {
 
   const AttentionShape shape_;
   const AttentionTensors tensors_;
+  const size_t threads_;
   const size_t padded_width_;   // of a head, in whole vectors
   const size_t groups_;         // of a key
   const size_t blocks_;         // of keys

@@ -34,6 +34,9 @@ constexpr size_t kTasksPerThread = 8;  // so that no core waits long for the las
 constexpr size_t kTaskPanels = 6;
 constexpr size_t kTaskWeightBytes = 700'000;
 
+// Rows of weights that are fetched before they are packed.
+constexpr size_t kRowsAhead = 32;
+
 // Tokens of one task that multiplies by two layers' weights, at least and at most.
 constexpr size_t kMinBlockTokens = 64;
 constexpr size_t kMaxBlockTokens = 96;
@@ -203,20 +206,6 @@ struct Block {
   bool cached;               // whether the result is read again before it leaves the caches
 };
 
-// Memory that will be needed soon, fetched a few cache lines at a time.
-struct Ahead {
-  // The next `lines` of them, or null if no so many are left.
-  const int8_t* Next(size_t lines) {
-    const size_t bytes = lines * kCacheLine;
-    if (static_cast<size_t>(end - begin) < bytes) return nullptr;
-    const int8_t* const next = begin;
-    begin += bytes;
-    return next;
-  }
-  const int8_t* begin;
-  const int8_t* end;
-};
-
 // One layer's weights, and how a block of tokens is multiplied by some of them. Its panels are
 // numbered; each is packed before it is used.
 template <class Product>
@@ -295,25 +284,39 @@ class Layer {
     for (size_t panel = begin; panel < end; ++panel) WithPanel(vectors_, panel, use);
   }
 
+  // Rows lie so far apart that the CPU does not see which one comes next.
+  HWY_INLINE void FetchWeights(size_t input, size_t first, size_t vectors) const {
+    const int8_t* const row = weights_.weights + std::min(input, inputs_ - 1) * outputs_;
+    __builtin_prefetch(row + first * kLanes, 0, 2);
+    __builtin_prefetch(row + std::min((first + vectors) * kLanes, outputs_) - 1, 0, 2);
+  }
+
   // A panel of kVectors vectors of outputs, from vector `first` on. A group holds four neighbouring
   // inputs' weights of one output. What lies beyond the weights is 0.
   template <size_t kVectors>
   void PackPanel(size_t first, int8_t* to) const {
-    const hn::Rebind<int8_t, Ints> bytes;
+    constexpr size_t kAtOnce = kVectors == 3 ? 1 : kVectors;  // vectors; a power of two
+    constexpr size_t kOutputs = kAtOnce * kLanes;
+    const hn::FixedTag<int8_t, kOutputs> bytes;
+    const Int ones = hn::Set(Ints(), 0x01010101);
     Int sums[kVectors];
     for (Int& sum : sums) sum = hn::Zero(Ints());
     for (size_t input = 0; input < groups_ * kGroup; input += kGroup) {
-      for (size_t v = 0; v < kVectors; ++v, to += kLanes * kGroup) {
+      for (size_t i = 0; i < kGroup; ++i) FetchWeights(input + i + kRowsAhead, first, kVectors);
+      VK_UNROLL
+      for (size_t v = 0; v < kVectors; v += kAtOnce, to += kOutputs * kGroup) {
         const size_t at = (first + v) * kLanes;
         const auto load = [&](size_t i) HWY_ATTR {
           if (input + i >= inputs_) return hn::Zero(bytes);
           const int8_t* const from = weights_.weights + (input + i) * outputs_ + at;
-          return at + kLanes <= outputs_ ? hn::LoadU(bytes, from)
-                                         : hn::LoadN(bytes, from, outputs_ - at);
+          return at + kOutputs <= outputs_ ? hn::LoadU(bytes, from)
+                                           : hn::LoadN(bytes, from, outputs_ - at);
         };
-        const auto w0 = load(0), w1 = load(1), w2 = load(2), w3 = load(3);
-        hn::StoreInterleaved4(w0, w1, w2, w3, bytes, to);
-        for (const auto& w : {w0, w1, w2, w3}) sums[v] = hn::Add(sums[v], hn::PromoteTo(Ints(), w));
+        hn::StoreInterleaved4(load(0), load(1), load(2), load(3), bytes, to);
+        VK_UNROLL
+        for (size_t i = 0; i < kAtOnce; ++i) {
+          sums[v + i] = Product::DotAdd(sums[v + i], ones, LoadInts(to + i * kLanes * kGroup));
+        }
       }
     }
     const Floats floats;
@@ -603,6 +606,7 @@ class Mlp {
         arena_(memory),
         first_(shape.inputs, shape.hidden, tensors.first, activation, arena_),
         second_(shape.hidden, shape.outputs, tensors.second, Activation::kNone, arena_),
+        tasks_(Blocks(shape.tokens, threads)),
         block_tokens_(BlockTokens(shape.tokens, threads)) {
     packed_[0] = arena_.template Allocate<int8_t>(first_.PackedBytes(first_.panels()));
     packed_[1] = arena_.template Allocate<int8_t>(second_.PackedBytes(second_.panels()));
@@ -612,7 +616,7 @@ class Mlp {
 
   size_t scratch_bytes() const { return scratch_bytes_; }
   size_t panels() const { return first_.panels() + second_.panels(); }
-  size_t tasks() const { return hwy::DivCeil(shape_.tokens, block_tokens_); }
+  size_t tasks() const { return tasks_; }
 
   void PackWeights(size_t panel) const {
     const bool in_first = panel < first_.panels();
@@ -623,8 +627,7 @@ class Mlp {
 
   void Multiply(size_t task, size_t thread) const {
     const Scratch scratch(*this, thread);
-    const size_t token = task * block_tokens_;
-    const size_t count = std::min(block_tokens_, shape_.tokens - token);
+    const size_t token = FirstToken(task), count = FirstToken(task + 1) - token;
     MultiplyAll(first_, packed_[0],
                 {count, tensors_.tokens + token * TokenBytes(shape_.inputs),
                  tensors_.token_scales + token, nullptr, scratch.hidden, true},
@@ -663,11 +666,19 @@ class Mlp {
           size(arena.used()) {}
   };
 
-  // As many blocks for each thread.
+  // As many for each thread.
+  static size_t Blocks(size_t tokens, size_t threads) {
+    return hwy::RoundUpTo(hwy::DivCeil(tokens, kMaxBlockTokens), std::max<size_t>(1, threads));
+  }
+
+  // Of the largest block.
   static size_t BlockTokens(size_t tokens, size_t threads) {
-    const size_t blocks =
-        hwy::RoundUpTo(hwy::DivCeil(tokens, kMaxBlockTokens), std::max<size_t>(1, threads));
-    return hwy::RoundUpTo(hwy::DivCeil(tokens, blocks), kMR);
+    return hwy::DivCeil(hwy::DivCeil(tokens, kMR), Blocks(tokens, threads)) * kMR;
+  }
+
+  // Of a task: whole rows of tiles, as many for each task as for any other, or one more.
+  size_t FirstToken(size_t task) const {
+    return std::min(shape_.tokens, hwy::DivCeil(shape_.tokens, kMR) * task / tasks_ * kMR);
   }
 
   // What a task needs first of a layer.
@@ -693,7 +704,8 @@ class Mlp {
   const MlpTensors tensors_;
   Arena arena_;
   const Layer<Product> first_, second_;
-  const size_t block_tokens_;
+  const size_t tasks_;
+  const size_t block_tokens_;  // of the largest
 
   // Parts of the scratch memory.
   int8_t* packed_[2];   // each layer's weights, panel after panel

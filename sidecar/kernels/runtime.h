@@ -34,6 +34,27 @@ struct ThreadPool {
 
 constexpr size_t kCacheLine = 64;
 
+// Memory that will be needed soon, fetched into the L2 cache a few cache lines at a time.
+struct Ahead {
+  // The next `lines` of them, or null if no so many are left.
+  const int8_t* Next(size_t lines) {
+    const size_t bytes = lines * kCacheLine;
+    if (static_cast<size_t>(end - begin) < bytes) return nullptr;
+    const int8_t* const next = begin;
+    begin += bytes;
+    return next;
+  }
+  void Fetch(size_t lines) {
+    const int8_t* const next = Next(lines);
+    if (next == nullptr) return;
+    for (size_t line = 0; line < lines; ++line) {
+      __builtin_prefetch(next + line * kCacheLine, 0, 2);
+    }
+  }
+  const int8_t* begin;
+  const int8_t* end;
+};
+
 // Allocates arrays one after the other, aligned to cache lines, from one piece of memory. With
 // null, it only adds up their sizes.
 class Arena {
