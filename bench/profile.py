@@ -2,8 +2,9 @@
 
     python -m bench.profile [--layers N] [--threads N]
 
-The peak is measured in the same run and on as many threads: the 8-bit instructions that our kernels
-use, on registers alone. Where there are none, it is onnxruntime's own largest product of bytes.
+The peak is measured on as many threads, before and after each graph, since a shared machine changes
+its speed within minutes: the 8-bit instructions that our kernels use, on registers alone. Where
+there are none, it is onnxruntime's own largest product of bytes.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from time import perf_counter
 from typing import Any
 
@@ -182,13 +183,14 @@ def main() -> int:
     machine = describe(asked.threads)
     print(f"{machine['cpu']}: {', '.join(map(str, machine['features']))}")  # type: ignore[call-overload]
     print(f"{asked.layers} layers, {asked.threads} threads, {machine['versions']}")
-    most, of = peak(asked.threads)
-    print(f"peak: {most / 1e12:.2f} T operations a second, measured with {of}")
     linear, attention = work(asked.layers, (SIDE // 14) ** 2, 1152, 4304)
     for title, graph in graphs(model):
+        before, of = peak(asked.threads)
         operators, whole = profile(graph, asked.threads)
+        most = mean((before, peak(asked.threads)[0]))
         spent = sum(operators.values())
-        print(f"\n## {title}: {whole:.3f} s; traced {spent:.3f} s, of which\n")
+        print(f"\n## {title}: {whole:.3f} s; traced {spent:.3f} s\n")
+        print(f"Peak: {most / 1e12:.3f} T operations a second, measured with {of}.\n")
         rows = [
             [name, number(seconds, 3), number(100 * seconds / spent, 1)]
             for name, seconds in operators.items()
