@@ -48,9 +48,10 @@ def with_sidecar(
     model: Mapping[str, Any], options: Mapping[str, str], threads: int
 ) -> tuple[Infer, Notes]:
     """The session that we ship; `options` say `kernels`, as on the sidecar's command line."""
-    from sidecar import engine, manifest
+    from sidecar import engine, malloc, manifest
     from sidecar.model_files import ModelFiles
 
+    malloc.return_large_blocks()  # as the program does
     directory = Path(model["path"])
     described = manifest.read(directory)
     with ModelFiles(directory, described) as files:

@@ -37,7 +37,7 @@ from build.artifacts import (  # noqa: E402
 )
 from build.checkpoint import locate  # noqa: E402
 from build.recipes import RECIPES, Choice  # noqa: E402
-from sidecar import manifest, model_files  # noqa: E402
+from sidecar import malloc, manifest, model_files  # noqa: E402
 from sidecar.errors import ModelInvalid  # noqa: E402
 
 # After the import of torch, which sets levels of its own: its exporter warns of nothing of ours.
@@ -228,6 +228,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0, or 1 after one clear sentence."""
     warnings.filterwarnings("ignore")
+    malloc.return_large_blocks()  # a step's memory goes before the next one begins
     options = _arguments(argv)
     try:
         choice = Choice.parse(

@@ -18,7 +18,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import BinaryIO, NoReturn
 
-from sidecar import encoder, handshake, hardening, library, log, manifest, priority, stdio, terminal
+from sidecar import (
+    encoder,
+    handshake,
+    hardening,
+    library,
+    log,
+    malloc,
+    manifest,
+    priority,
+    stdio,
+    terminal,
+)
 from sidecar.console import FAILED, complain, say
 from sidecar.errors import Internal, SidecarError, exhausted
 from sidecar.server import LINGER_MS, Server
@@ -38,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     settings = parse(sys.argv[1:] if argv is None else argv)
     hardening.forbid_core_dumps()
     hardening.allow_descriptors()
+    malloc.return_large_blocks()
     # Nothing but us may write to the real stdout: a library's print would break the protocol.
     stdout = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sidecar import malloc
 from sidecar.custom_ops import LIBRARY, CustomOpsUnavailable, library
 from sidecar.errors import ModelInvalid, RequestCancelled, exhausted
 from sidecar.job import OUTPUTS, FloatArray, PixelValues
@@ -27,7 +26,6 @@ import onnxruntime
 if os.name == "nt":
     onnxruntime.disable_telemetry_events()
 onnxruntime.set_default_logger_severity(4)  # errors reach us as exceptions
-malloc.return_large_blocks()
 
 VERSIONS = {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
 
