@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,13 +43,19 @@ ATTENTION = ("Attention", "MultiHeadAttention")
 HEAD = ("share of the peak", "T operations", "s", "T a second", "of the peak", "s to be gained")
 
 
-def by_operator(events: Iterable[Mapping[str, Any]], runs: int) -> dict[str, float]:
-    """Seconds of a run by operator, the longest first, from onnxruntime's own trace."""
+def by_operator(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds of a run by operator, the longest first, from onnxruntime's own trace.
+
+    The first run does not count: it brings the weights into memory.
+    """
+    runs = [event for event in events if event["name"] == "model_run"]
+    first = min(event["ts"] + event["dur"] for event in runs)
     total: Counter[str] = Counter()
     for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+        node = event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+        if node and event["ts"] >= first:
             total[event["args"]["op_name"]] += event["dur"]
-    return {name: spent / 1e6 / runs for name, spent in total.most_common()}
+    return {name: spent / 1e6 / (len(runs) - 1) for name, spent in total.most_common()}
 
 
 @dataclass(frozen=True)
@@ -158,10 +164,10 @@ def profile(graph: Path, threads: int) -> tuple[dict[str, float], float]:
     del session
     with tempfile.TemporaryDirectory() as scratch:
         session = _session(str(graph), threads, str(Path(scratch) / "trace"))
-        for _ in range(RUNS):
+        for _ in range(1 + RUNS):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
-    return by_operator(events, RUNS), median(whole)
+    return by_operator(events), median(whole)
 
 
 def graphs(directory: Path) -> Iterator[tuple[str, Path]]:

@@ -74,14 +74,19 @@ def test_noise_is_said_beside_the_figures_that_it_spoils() -> None:
     assert "upper bounds" not in report.section("idle", found, 0.01)
 
 
-def test_a_trace_is_summed_by_operator_over_kernels_only() -> None:
+def test_a_trace_is_summed_by_operator_over_the_kernels_of_all_runs_but_the_first() -> None:
     node = {"cat": "Node", "args": {"op_name": "MatMul"}}
+    run = {"cat": "Session", "name": "model_run", "args": {}}
     events = [
-        {**node, "name": "a_kernel_time", "dur": 3e6},
-        {**node, "name": "a_fence_before", "dur": 9e6},
-        {"cat": "Session", "name": "model_run", "dur": 9e6, "args": {}},
+        {**run, "ts": 0, "dur": 9e6},
+        {**node, "ts": 1e6, "name": "a_kernel_time", "dur": 8e6},
+        {**run, "ts": 10e6, "dur": 4e6},
+        {**node, "ts": 11e6, "name": "a_kernel_time", "dur": 2e6},
+        {**node, "ts": 11e6, "name": "a_fence_before", "dur": 9e6},
+        {**run, "ts": 15e6, "dur": 5e6},
+        {**node, "ts": 16e6, "name": "a_kernel_time", "dur": 3e6},
     ]
-    assert by_operator(events, runs=3) == {"MatMul": 1.0}
+    assert by_operator(events) == {"MatMul": 2.5}
 
 
 def test_the_full_model_takes_five_and_a_half_trillion_operations() -> None:
