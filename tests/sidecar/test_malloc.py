@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-# A freed block of 16 MB raises glibc's threshold; then 64 MB in blocks below it, each with a small
-# one behind it that stays.
+# A freed block of 16 MB raises glibc's threshold; then 64 MB in blocks below it, each with one that
+# stays behind it, and is too large for the gaps that a program's start leaves in the heap.
 PROGRAM = """
 import ctypes, re, sys
 from sidecar import malloc
@@ -25,7 +25,7 @@ blocks = []
 for _ in range(32):
     blocks.append(c.malloc(2 << 20))
     ctypes.memset(blocks[-1], 1, 2 << 20)
-    ctypes.memset(c.malloc(1 << 10), 1, 1 << 10)
+    c.malloc(512 << 10)
 full = held()
 for block in blocks:
     c.free(block)
