@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
@@ -102,6 +103,7 @@ def peak(threads: int) -> tuple[float, str]:
     return float(rest.split()[0]), f"{variant} on registers"
 
 
+@cache
 def program(name: str) -> Path:
     """One of the programs in `bench/kernels`, built in `.work/kernels`."""
     spec = importlib.util.spec_from_file_location("make", LIBRARY.parent / "make.py")

@@ -112,10 +112,9 @@ class FlashAttention {
   // the weights add up to one. What is left is smaller, hence finer.
   void ComputeMeans(size_t image, bool of_values) {
     const Floats floats;
-    const size_t row = shape_.heads * shape_.width;
     const size_t every = (shape_.tokens / kSampledTokens) | 1;  // odd: not one column of the image
     const float* const from =
-        (of_values ? tensors_.values : tensors_.keys) + image * shape_.tokens * row;
+        (of_values ? tensors_.values : tensors_.keys) + image * shape_.tokens * Stride();
     float* const means =
         (of_values ? value_means_ : key_means_) + image * shape_.heads * padded_width_;
     const Float share =
@@ -123,7 +122,7 @@ class FlashAttention {
     std::fill_n(means, shape_.heads * padded_width_, 0.0f);
     for (size_t token = 0; token < shape_.tokens; token += every) {
       for (size_t head = 0; head < shape_.heads; ++head) {
-        const float* const numbers = from + token * row + head * shape_.width;
+        const float* const numbers = from + token * Stride() + head * shape_.width;
         float* const mean = means + head * padded_width_;
         for (size_t i = 0; i < shape_.width; i += kLanes) {
           const Float number = LoadUpTo(numbers + i, shape_.width - i);
@@ -142,8 +141,7 @@ class FlashAttention {
     Ahead queries = BlockOf(tensors_.queries, image, block);
     for (size_t head = begin; head < end; ++head) PackKeys(head, block, values, scratch);
     for (size_t head = begin; head < end; ++head) PackValues(head, block, queries, scratch);
-    // Of the block that this thread probably packs next.
-    Ahead keys = BlockOf(tensors_.keys, image, std::min(block + threads_, blocks_ - 1));
+    Ahead keys = BlockOf(tensors_.keys, image, block + threads_);  // probably this thread's next
     for (size_t head = begin; head < end; ++head) QuantizeQueries(head, block, keys);
   }
 
@@ -280,10 +278,11 @@ class FlashAttention {
 
   size_t Stride() const { return shape_.heads * shape_.width; }  // from one token to the next
 
-  // A block of tokens, of all heads of an image.
+  // A block of tokens, of all heads of an image; nothing behind the last one.
   Ahead BlockOf(const float* tensor, size_t image, size_t block) const {
-    const size_t first = block * kBlockKeys, end = std::min(shape_.tokens, first + kBlockKeys);
-    const float* const tokens = tensor + image * shape_.tokens * Stride();
+    const size_t first = std::min(shape_.tokens, block * kBlockKeys);
+    const size_t end = std::min(shape_.tokens, first + kBlockKeys);
+    const float* const tokens = tensor + Offset(image * shape_.heads, 0);
     return {reinterpret_cast<const int8_t*>(tokens + first * Stride()),
             reinterpret_cast<const int8_t*>(tokens + end * Stride())};
   }
